@@ -1,0 +1,94 @@
+"""Files that are written whole or not at all, and their hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+from neuroweaver.errors import StorageError
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace `path` by `text`, so that a reader sees the old file or the new one, never half of it."""
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `path` when the block ends well, and vanishes when it does not.
+
+    Where `path` is there already, it stays as it is: the folders made here are named by what they hold.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+        temporary.mkdir()
+    try:
+        with storage_errors(path):
+            yield temporary
+            for file in temporary.rglob("*"):
+                _sync(file)
+            try:
+                temporary.rename(path)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            _sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a forbidden folder into one clear StorageError."""
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "no space left on the disk",
+            errno.EDQUOT: "the disk quota is used up",
+            errno.EACCES: "no permission to write",
+            errno.EROFS: "the file system is read-only",
+        }
+        if isinstance(error, StorageError) or error.errno not in reasons:
+            raise
+        raise StorageError(f"can't write {path}: {reasons[error.errno]}") from error
+
+
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Raises StorageError where less than `needed_bytes` is free on the disk that holds `folder`."""
+    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(existing).free
+    if free < needed_bytes:
+        raise StorageError(
+            f"can't write {folder}: {free / 2**20:.0f} MiB free, {needed_bytes / 2**20:.0f} MiB needed"
+        )

@@ -1,0 +1,52 @@
+"""Prompts: the seed's templates, word for word, as the user turn of the base model's chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from neuroweaver.errors import UsageError
+from neuroweaver.tasks import Task
+
+NOT_STATED = "unknown"
+
+_VARIABLE = re.compile(r"\{(\w+)\}")
+
+
+def user_turn(task: Task, row: Mapping[str, Any]) -> str:
+    """The task's template filled from the input columns of `row`; what is not stated reads `unknown`."""
+    return fill(task, {name: row.get(column) for name, column in task.variables.items()})
+
+
+def fill(task: Task, values: Mapping[str, Any]) -> str:
+    """The task's template filled from template variables. A value is text, also where it holds braces."""
+
+    def replace(match: re.Match[str]) -> str:
+        value = values.get(match[1])
+        return NOT_STATED if value is None or value == "" else " ".join(str(value).split())
+
+    return _VARIABLE.sub(replace, task.template)
+
+
+def fixed_prefix(task: Task) -> str:
+    """What every prompt of the task begins with: the template up to its first variable."""
+    return _VARIABLE.split(task.template, maxsplit=1)[0]
+
+
+def check_variables(task: Task, variables: Mapping[str, Any]) -> None:
+    """Raises UsageError, naming all variables that are missing or unknown."""
+    needed = {name for name, column in task.variables.items() if task.column(column).required}
+    problems = [f"missing variable {name!r}" for name in sorted(needed) if not variables.get(name)]
+    problems += [f"unknown variable {name!r}" for name in sorted(set(variables) - set(task.variables))]
+    if problems:
+        allowed = ", ".join(task.variables)
+        raise UsageError(f"{task.template_id}: {'; '.join(problems)} (variables: {allowed})")
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of the chat template with `text` as the user turn, up to where the assistant begins."""
+    turn = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
+    ids: list[int] = tokenizer(rendered, add_special_tokens=False).input_ids
+    return ids

@@ -1,0 +1,119 @@
+"""The validation report: one shape for the command line, REST, and the file beside a dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import date
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.alias_generators import to_camel
+
+LISTED = 1000  # findings in each list; `by_rule` counts the rest
+
+Rule = Literal[
+    "missing_column", "missing_value", "type", "enum", "range", "length", "pattern", "date_range", "duplicate",
+    "conflict", "encoding", "malformed", "vin_checksum", "empty", "pii", "over_length", "unknown_column",
+]  # fmt: skip
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, serialize_by_alias=True, frozen=True, extra="forbid"
+    )
+
+
+class Finding(_Part):
+    """One faulty cell, row or file. `line` counts from 1, `record` from 0; `value` is redacted."""
+
+    line: int | None
+    record: int | None
+    column: str | None
+    rule: Rule
+    value: str | None
+    message: str
+    hint: str | None
+
+
+class RowCounts(_Part):
+    """All None where the file could not be read."""
+
+    total: int | None = None
+    valid: int | None = None
+    quarantined: int | None = None
+    duplicates: int | None = None
+
+
+class Leakage(_Part):
+    """None until the dataset is split."""
+
+    train_eval_duplicates: int | None = None
+    near_duplicates: int | None = None
+
+
+class TokenCounts(_Part):
+    """None until the rows meet a tokenizer."""
+
+    p50: int | None = None
+    p95: int | None = None
+    max: int | None = None
+    over_length: int | None = None
+
+
+class ValidationReport(_Part):
+    dataset_id: str
+    sha256: str
+    model_type: str
+    data_format: str
+    encoding: str | None
+    delimiter: str | None
+    rows: RowCounts
+    valid: bool
+    errors: tuple[Finding, ...]
+    errors_truncated: bool
+    warnings: tuple[Finding, ...]
+    by_rule: dict[str, int]
+    pii: dict[str, int]
+    leakage: Leakage
+    tokens: TokenCounts
+    labels: dict[str, dict[str, int]]
+
+    def to_json(self, indent: int | None = None) -> str:
+        return self.model_dump_json(by_alias=True, indent=indent)
+
+    def with_tokens(self, tokens: TokenCounts) -> ValidationReport:
+        """The same report once the rows have been counted in tokens."""
+        return self.model_copy(update={"tokens": tokens})
+
+    def with_leakage(self, leakage: Leakage) -> ValidationReport:
+        """The same report once the dataset has been split."""
+        return self.model_copy(update={"leakage": leakage})
+
+
+def dataset_id(
+    sha256: str,
+    *,
+    model_type: str,
+    data_format: str,
+    dealership: str | None,
+    department: str | None,
+    date_from: date | None,
+    date_to: date | None,
+    mapping: str | None = None,
+    task: str | None = None,
+) -> str:
+    """The same content read in the same way has the same id. `task` counts only where it was given."""
+    meaning: dict[str, object] = {
+        "content": sha256,
+        "modelType": model_type,
+        "dataFormat": data_format,
+        "dealership": dealership,
+        "department": department,
+        "dateRange": [day.isoformat() if day else None for day in (date_from, date_to)],
+        "mapping": mapping,
+    }
+    if task is not None:
+        meaning["task"] = task
+    canonical = json.dumps(meaning, sort_keys=True, separators=(",", ":"))
+    return "ds_" + hashlib.sha256(canonical.encode()).hexdigest()[:16]

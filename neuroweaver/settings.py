@@ -1,0 +1,92 @@
+"""Settings: environment variables over `neuroweaver.yaml` over the defaults here."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from neuroweaver import base_model
+from neuroweaver.errors import ConfigError
+
+FILE = "neuroweaver.yaml"
+
+
+class Settings(BaseSettings):
+    """What a machine's owner may set; `NEUROWEAVER_HOME` sets `home`, and so on."""
+
+    model_config = SettingsConfigDict(env_prefix="NEUROWEAVER_", yaml_file=FILE, extra="forbid", frozen=True)
+
+    home: Path = Field(Path(".neuroweaver"), description="everything mutable lives under this folder")
+    base_model: str = Field(base_model.DEFAULT, description="the base model that `setup` fetches and `serve` loads")
+    mlflow_tracking_uri: str = Field("", description="an MLflow server; empty: SQLite under `home`")
+    host: str = Field("127.0.0.1", description="address the service binds")
+    port: int = Field(3000, ge=1, le=65535, description="port the service binds")
+    max_quarantined: float = Field(0.10, ge=0, le=1, description="share of quarantined rows above which a file is refused")
+    max_batch: int = Field(16, ge=1, le=256, description="requests the engine answers in one batch")
+    max_queue: int = Field(64, ge=1, description="requests that may wait; more are answered 503 with Retry-After")
+    request_timeout_seconds: float = Field(60, gt=0, description="deadline of one request")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+    @property
+    def tracking_uri(self) -> str:
+        return self.mlflow_tracking_uri or f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}"
+
+    @property
+    def artifact_root(self) -> Path:
+        return self.home / "mlflow" / "artifacts"
+
+
+    def masked(self) -> dict[str, object]:
+        """Every setting as plain values; passwords inside URLs are not shown."""
+        values = self.model_dump(mode="json")
+        return {key: re.sub(r"://([^:/@]+):[^@]+@", r"://\1:***@", v) if isinstance(v, str) else v for key, v in values.items()}
+
+
+def load() -> Settings:
+    """The effective settings. Raises ConfigError, naming every setting that is wrong."""
+    known = {f"NEUROWEAVER_{name.upper()}" for name in Settings.model_fields} | {"NEUROWEAVER_DEBUG"}
+    unknown = sorted(name for name in os.environ if name.startswith("NEUROWEAVER_") and name not in known)
+    if unknown:
+        raise ConfigError(f"settings: unknown {', '.join(unknown)} in the environment (allowed: {', '.join(sorted(known))})")
+    try:
+        return Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        raise ConfigError("settings: " + "; ".join(describe(error))) from None
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One line per problem of a pydantic model: where, what, and the value."""
+    lines = []
+    for problem in error.errors():
+        where = ".".join(map(str, problem["loc"])) or "(file)"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key")
+        elif problem["type"] == "missing":
+            lines.append(f"{where}: missing")
+        else:
+            lines.append(f"{where}: {problem['msg']}, got {problem['input']!r}")
+    return lines

@@ -1,0 +1,1 @@
+"""Data in, model out: ingest, validate, fine-tune, track, evaluate, promote."""

@@ -1,0 +1,261 @@
+"""The `neuroweaver` command line: thin, every command one call into the module that does the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+from click import ClickException
+from rich.console import Console
+
+from neuroweaver import __version__, settings
+from neuroweaver.adapter import parse_ref
+from neuroweaver.errors import EXIT_FAILED, EXIT_WRONG_CALL, NeuroWeaverError, UsageError
+
+app = typer.Typer(
+    name="neuroweaver",
+    help="Fine-tune, compare and serve dealership language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+TaskName = Annotated[Optional[str], typer.Option("--task", help="The task of rows that name none.")]
+DataFile = Annotated[Path, typer.Option("--data", help="CSV, JSON, JSON Lines or ADF file.")]
+
+
+@app.callback()
+def main_options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    if debug:
+        os.environ["NEUROWEAVER_DEBUG"] = "1"
+
+
+@app.command()
+def setup() -> None:
+    """Fetch the base model and prepare the data folder. Does nothing the second time."""
+    from neuroweaver import base_model
+    from pipelines.tracking import Tracker
+
+    current = settings.load()
+    base = base_model.fetch(current.base_model, current.home)
+    Tracker(current).initialise()
+    out.print(f"base model {base.title}, SHA-256 {base.sha256[:16]}…, in {base.folder}", highlight=False)
+
+
+@app.command()
+def config(as_json: Json = False) -> None:
+    """Print the effective settings, secrets masked."""
+    values = settings.load().masked()
+    if as_json:
+        typer.echo(json.dumps(values))
+    else:
+        for key, value in values.items():
+            typer.echo(f"{key}: {value}")
+
+
+@app.command()
+def validate(
+    file: Annotated[Path, typer.Argument(help="The file to check.")],
+    model_type: Annotated[str, typer.Option("--model-type", help="Whose training data it is.")],
+    data_format: Annotated[Optional[str], typer.Option("--format", help="csv, json or automotive-crm; guessed from the content if left out.")] = None,
+    task: TaskName = None,
+    dealership: Annotated[Optional[str], typer.Option("--dealership")] = None,
+    department: Annotated[Optional[str], typer.Option("--department", help="sales, service, parts or finance.")] = None,
+    date_from: Annotated[Optional[str], typer.Option("--from", help="First day, YYYY-MM-DD.")] = None,
+    date_to: Annotated[Optional[str], typer.Option("--to", help="Last day, YYYY-MM-DD.")] = None,
+    quarantine: Annotated[Optional[Path], typer.Option("--quarantine", help="Write refused rows with their reasons here (JSON Lines).")] = None,
+    as_json: Json = False,
+) -> None:
+    """Check a file of training examples. Exit code 0: valid, 1: invalid, 2: wrong call."""
+    from pipelines import console, tokens
+    from pipelines import validate as validation
+    from pipelines.ingest import registry
+
+    current = settings.load()
+    checked = validation.validate_file(
+        file,
+        model_type=model_type,
+        data_format=data_format or registry.detect_format(file),
+        task=task,
+        dealership=dealership,
+        department=department,
+        date_from=_day("--from", date_from),
+        date_to=_day("--to", date_to),
+        max_quarantined=current.max_quarantined,
+    )
+    report = tokens.counted(checked, current).report
+    if quarantine is not None:
+        validation.write_quarantine(checked, quarantine)
+    if as_json:
+        typer.echo(report.to_json(indent=2))
+    else:
+        for line in console.report_lines(report):
+            out.print(line, markup=False, highlight=False)
+        if quarantine is not None:
+            out.print(f"  quarantined rows written to {quarantine}", markup=False)
+    raise typer.Exit(0 if report.valid else EXIT_FAILED)
+
+
+@app.command()
+def train(
+    config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="Such as configs/finetune/sales.yaml.")],
+    overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=0.001.")] = None,
+    data: Annotated[Optional[list[Path]], typer.Option("--data", help="Train on this file instead of the config's (repeatable).")] = None,
+    task: TaskName = None,
+    local: Annotated[bool, typer.Option("--local", help="Without Ray, in this process; the same weights.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Validate, fine-tune on Ray, track in MLflow, evaluate, and promote if the gate passes."""
+    from pipelines import config as configs
+
+    current = settings.load()
+    loaded = configs.load_config(config_file, overrides or [])
+    if data:
+        loaded = configs.with_data(loaded, data, task)
+    from pipelines import console, tracking
+    from pipelines import train as training
+
+    progress = Console(stderr=True, soft_wrap=True) if as_json else out
+    with tracking.tracking_errors(current):
+        outcome = training.train(loaded, current, console.TerminalReporter(progress), local=local)
+    if as_json:
+        typer.echo(json.dumps(outcome.to_dict(), default=str))
+        return
+    out.print()
+    out.print(console.outcome_table(outcome))
+    verb = "promoted to champion" if outcome.decision.promoted else "not promoted"
+    out.print(f"{outcome.version.ref}: {verb}: {outcome.decision.reason}", highlight=False)
+    out.print(f"See the run:  make mlflow   then  {console.run_url(outcome, current)}", highlight=False)
+    out.print("Next:         make serve", highlight=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A model type (its champion), TYPE@VERSION, or base.")],
+    data: DataFile,
+    task: TaskName = None,
+    as_json: Json = False,
+) -> None:
+    """Score a model on a labelled file, field by field."""
+    ref = parse_ref(model)
+    from pipelines import console, predict, tracking
+
+    current = settings.load()
+    with console.progress_bar(err, "answering") as advance, tracking.tracking_errors(current):
+        result = predict.evaluate(ref, data, current, task=task, advance=advance)
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    out.print(console.scores_table(result))
+    if result["skipped"]:
+        err.print(f"{result['skipped']} rows were not usable: `neuroweaver validate {data} --model-type …` says why")
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="A model type (its champion), TYPE@VERSION, or base.")],
+    data: DataFile,
+    output: Annotated[Path, typer.Option("--output", help="JSON Lines to write: id, output, confidence.")],
+    task: TaskName = None,
+) -> None:
+    """Answer every row of a file: one line in, one line out."""
+    ref = parse_ref(model)
+    from pipelines import console, tracking
+    from pipelines import predict as predicting
+
+    current = settings.load()
+    with console.progress_bar(err, "answering") as advance, tracking.tracking_errors(current):
+        count = predicting.predict(ref, data, output, current, task=task, advance=advance)
+    err.print(f"{count} answers written to {output}")
+
+
+@app.command()
+def serve(
+    host: Annotated[Optional[str], typer.Option("--host", help="Address to bind.")] = None,
+    port: Annotated[Optional[int], typer.Option("--port", help="Port to bind.", min=1, max=65535)] = None,
+) -> None:
+    """Serve the champions of all trained model types with BentoML."""
+    current = settings.load()
+    from neuroweaver import base_model, ports
+
+    base_model.locate(current.base_model, current.home)
+    chosen = (host or current.host, port or current.port)
+    ports.require_free(*chosen)
+    os.environ["NEUROWEAVER_HOME"] = str(current.home)
+    command = ["bentoml", "serve", "serving.service:NeuroWeaver", "--host", chosen[0], "--port", str(chosen[1])]
+    executable = Path(sys.executable).with_name("bentoml")
+    out.print(f"serving on http://{chosen[0]}:{chosen[1]}  (ready when /readyz answers 200; Ctrl-C ends it)", highlight=False)
+    sys.stdout.flush()
+    os.execv(executable, command)
+
+
+@app.command()
+def mlflow(
+    host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
+) -> None:
+    """Open the MLflow server on the runs of this data folder."""
+    from neuroweaver import ports
+    from pipelines.tracking import Tracker
+
+    current = settings.load()
+    Tracker(current).initialise()
+    ports.require_free(host, port)
+    executable = Path(sys.executable).with_name("mlflow")
+    command = ["mlflow", "server", "--backend-store-uri", current.tracking_uri, "--host", host, "--port", str(port)]
+    command += ["--default-artifact-root", current.artifact_root.as_uri(), "--workers", "1"]
+    out.print(f"MLflow on http://{host}:{port}  (Ctrl-C ends it)", highlight=False)
+    sys.stdout.flush()
+    os.execv(executable, command)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(__version__)
+
+
+def _day(option: str, text: str | None) -> date | None:
+    if text is None:
+        return None
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{option} {text!r} is no date: write YYYY-MM-DD") from None
+
+
+def main() -> None:
+    """The console script: errors a user can act on are one line on stderr, without a traceback."""
+    debug = "--debug" in sys.argv
+    try:
+        code: Any = app(standalone_mode=False)
+    except ClickException as error:
+        _fail(error.format_message().replace("\n", " "), EXIT_WRONG_CALL)
+    except NeuroWeaverError as error:
+        if debug:
+            raise
+        _fail(str(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _fail("interrupted", 130)
+    except OSError as error:
+        if debug:
+            raise
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", EXIT_FAILED)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> None:
+    err.print(f"neuroweaver: {message}", markup=False)
+    sys.exit(code)

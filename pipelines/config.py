@@ -1,0 +1,177 @@
+"""The configuration of a fine-tune: a YAML file plus `key=value` overrides, every problem reported at once."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from neuroweaver import base_model
+from neuroweaver.errors import ConfigError
+from neuroweaver.settings import describe
+from neuroweaver.tasks import tasks_of
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataSource(_Section):
+    """A file of training examples. `task` is needed where the file has no `task` column."""
+
+    path: Path
+    task: str | None = None
+    max_rows: int | None = Field(None, ge=1)
+
+
+class LoraSection(_Section):
+    rank: int = Field(16, ge=1, le=512)
+    alpha: float = Field(32, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    last_layers: int | None = Field(None, ge=1, description="adapt only the last N layers; None adapts all")
+
+
+class TrainingSection(_Section):
+    epochs: int = Field(1, ge=1, le=1000)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(8, ge=1, le=4096)
+    learning_rate: float = Field(1e-3, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    warmup_fraction: float = Field(0.05, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    max_tokens: int = Field(1024, ge=16, description="longest example, prompt and completion together")
+    eval_steps: int = Field(25, ge=1)
+    eval_rows: int = Field(32, ge=1)
+    patience: int = Field(3, ge=1, description="evaluations without a better loss before stopping early")
+    checkpoint_steps: int = Field(25, ge=1)
+
+
+class EvaluationSection(_Section):
+    max_rows: int = Field(120, ge=1, description="held-out rows to score per task")
+    max_text_rows: int = Field(12, ge=1, description="the same where the whole answer is free text: slow to write")
+    batch_size: int = Field(24, ge=1)
+
+
+class GateSection(_Section):
+    """What a candidate must reach on the held-out split before it becomes the champion."""
+
+    min_gain_over_base: float = Field(0.01, ge=0, description="in `metric`, 0..1")
+    max_loss_to_champion: float = Field(0.0, ge=0, description="how far below the champion is still accepted")
+
+
+class RaySection(_Section):
+    cpus_per_worker: int | None = Field(None, ge=1, description="None takes all cores of the machine")
+    max_failures: int = Field(2, ge=0)
+
+
+class FinetuneConfig(_Section):
+    """One fine-tune."""
+
+    model_type: Literal["automotive-sales", "service-advisor", "parts-specialist", "finance-assistant"]
+    base_model: str = base_model.DEFAULT
+    data: tuple[DataSource, ...] = Field(min_length=1)
+    seed: int = Field(7, ge=0, lt=2**31)
+    lora: LoraSection = LoraSection()
+    training: TrainingSection = TrainingSection()
+    evaluation: EvaluationSection = EvaluationSection()
+    gate: GateSection = GateSection()
+    ray: RaySection = RaySection()
+
+    @model_validator(mode="after")
+    def _tasks_fit(self) -> FinetuneConfig:
+        allowed = [task.name for task in tasks_of(self.model_type)]
+        for source in self.data:
+            if source.task is not None and source.task not in allowed:
+                raise ValueError(f"task {source.task!r} is none of {self.model_type}: {', '.join(allowed)}")
+        return self
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> FinetuneConfig:
+    """Read `path` and apply `section.key=value` overrides. Raises ConfigError with every problem found."""
+    if not path.is_file():
+        known = sorted(str(file) for file in Path("configs/finetune").glob("*.yaml"))
+        raise ConfigError(f"no config file {str(path)!r}" + (f": there are {', '.join(known)}" if known else ""))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold keys and values, got {type(values).__name__}")
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return FinetuneConfig.model_validate(values)
+    except ValidationError as error:
+        problems = [line + _suggestion(line) for line in describe(error)]
+        raise ConfigError(f"{path}: " + "; ".join(problems)) from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r}: write key=value, such as training.learning_rate=0.001")
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is a value, not a section")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not YAML") from None
+    values[last] = _number(value)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text; everyone who types it means a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _suggestion(line: str) -> str:
+    where, _, what = line.partition(": ")
+    if what != "unknown key":
+        return ""
+    *sections, key = where.split(".")
+    model: type[BaseModel] = FinetuneConfig
+    for section in sections:
+        annotation = model.model_fields[section].annotation if section in model.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        model = annotation
+    near = difflib.get_close_matches(key, model.model_fields, n=1)
+    return f" (did you mean {near[0]!r}?)" if near else f" (allowed: {', '.join(model.model_fields)})"
+
+
+def with_data(config: FinetuneConfig, paths: Sequence[Path], task: str | None) -> FinetuneConfig:
+    """`config` with other files to train on. Raises ConfigError where `task` is none of the model type's."""
+    values = dump(config) | {"data": [{"path": str(path), "task": task} for path in paths]}
+    try:
+        return FinetuneConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(describe(error))) from None
+
+
+def dump(config: FinetuneConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+def flat(config: FinetuneConfig) -> dict[str, Any]:
+    """`{"training.learning_rate": 0.001, ...}`: the parameters of a run."""
+
+    def walk(prefix: str, value: Any) -> dict[str, Any]:
+        if isinstance(value, dict):
+            return {k: v for name, item in value.items() for k, v in walk(f"{prefix}{name}.", item).items()}
+        return {prefix[:-1]: value}
+
+    return walk("", dump(config))

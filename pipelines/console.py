@@ -1,0 +1,165 @@
+"""What a person at a terminal sees of a fine-tune: steps, progress, and the table at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from neuroweaver.report import ValidationReport
+from neuroweaver.settings import Settings
+from pipelines.train import Outcome
+
+_LINES_PER_FINE_TUNE = 20
+
+
+class TerminalReporter:
+    """Writes to `console`: plain lines, so that logs and terminals read alike."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._started = time.monotonic()
+
+    def step(self, text: str) -> None:
+        self._console.print(f"[bold]{self._clock()}[/bold] {text}")
+
+    def validated(self, path: Path, report: ValidationReport) -> None:
+        rows = report.rows
+        found = ", ".join(f"{count} {kind}" for kind, count in report.pii.items() if count)
+        self._console.print(
+            f"      {path}: {rows.valid} of {rows.total} rows valid, {rows.quarantined} quarantined, "
+            f"{rows.duplicates} duplicates{f', PII replaced: {found}' if found else ''} -> {report.dataset_id}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def event(self, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "Loaded":
+            self._print(f"{event['train']} training and {event['validation']} validation examples loaded")
+        elif kind == "Stepped":
+            step, total = event["step"], event["total_steps"]
+            if step == 1 or step == total or step % max(1, total // _LINES_PER_FINE_TUNE) == 0:
+                self._print(
+                    f"step {step:>{len(str(total))}}/{total}  epoch {event['epoch']:.2f}  loss {event['loss']:.4f}  "
+                    f"lr {event['learning_rate']:.2e}  {event['tokens_per_second']:.0f} tokens/s  "
+                    f"{_duration(event['seconds_left'])} left"
+                )
+        elif kind == "Evaluated":
+            self._print(f"validation loss {event['eval_loss']:.4f}{' (best)' if event['best'] else ''}")
+        elif kind == "Finished":
+            early = " (stopped early)" if event["stopped_early"] else ""
+            self._print(f"trained in {_duration(event['seconds'])}{early}, weights of step {event['best_step']}")
+
+    @contextlib.contextmanager
+    def scoring(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        done, started, shown = 0, time.monotonic(), 0.0
+
+        def advance(rows: int, total: int) -> None:
+            nonlocal done, shown
+            done += rows
+            now = time.monotonic()
+            if now - shown > 5 or done == total:
+                left = (now - started) / done * (total - done)
+                self._print(f"{name}: {done}/{total} rows answered, {_duration(left)} left")
+                shown = now
+
+        yield advance
+        if done == 0:
+            self._print(f"{name}: scores of an earlier run on the same rows")
+
+    def _print(self, text: str) -> None:
+        self._console.print(f"      {text}", highlight=False, soft_wrap=True)
+
+    def _clock(self) -> str:
+        seconds = int(time.monotonic() - self._started)
+        return f"{seconds // 60}:{seconds % 60:02d} "
+
+
+def outcome_table(outcome: Outcome) -> Table:
+    """Base model, champion and this run on the held-out split, field by field."""
+    champion = f"champion @{outcome.champion_version}" if outcome.champion else "champion (none yet)"
+    table = Table(title=f"{outcome.version.model_type} on {outcome.held_out_rows} held-out rows", title_justify="left")
+    table.add_column("")
+    for name in ("base model", champion, f"this run @{outcome.version.version}"):
+        table.add_column(name, justify="right")
+    for name in ("field_accuracy", "exact_match", "text_f1", "valid_json"):
+        if outcome.candidate[name] is not None:
+            cells = [scores[name] if scores else None for scores in (outcome.base, outcome.champion, outcome.candidate)]
+            table.add_row(f"[bold]{name}[/bold]", *(f"[bold]{_rate(cell)}[/bold]" for cell in cells))
+    for field, values in outcome.candidate["fields"].items():
+        measure = "f1" if field.endswith(("_response", "answer", "causes", "steps")) else "accuracy"
+        cells = [scores["fields"][field][measure] if scores else None for scores in (outcome.base, outcome.champion)]
+        table.add_row(f"  {field} ({measure})", *map(_rate, cells), _rate(values[measure]))
+    return table
+
+
+def scores_table(result: dict[str, Any]) -> Table:
+    """The scores of one model, field by field."""
+    table = Table(title=f"{result['model']} on {result['n']} rows", title_justify="left")
+    for name in ("", "rows", "accuracy", "F1"):
+        table.add_column(name, justify="right" if name else "left")
+    for name in ("field_accuracy", "exact_match", "text_f1", "valid_json"):
+        if result[name] is not None:
+            table.add_row(f"[bold]{name}[/bold]", "", f"[bold]{_rate(result[name])}[/bold]", "")
+    for field, values in result["fields"].items():
+        table.add_row(f"  {field}", str(values["n"]), _rate(values["accuracy"]), _rate(values["f1"]))
+    return table
+
+
+def run_url(outcome: Outcome, settings: Settings) -> str:
+    server = settings.mlflow_tracking_uri or "http://127.0.0.1:5000"
+    return f"{server}/#/experiments/{outcome.experiment_id}/runs/{outcome.run_id}"
+
+
+@contextlib.contextmanager
+def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, nothing elsewhere. The function takes rows just done and rows in all."""
+    with Progress(
+        "{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console,
+        transient=True, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(title, total=None)
+        yield lambda rows, total: bar.update(task, advance=rows, total=total)
+
+
+def report_lines(report: ValidationReport) -> Iterator[str]:
+    """A validation report for people: the verdict, the counts, then what is wrong, most important first."""
+    rows = report.rows
+    yield f"{'valid' if report.valid else 'INVALID'}: {report.model_type}, {report.data_format}, {report.dataset_id}"
+    yield f"  encoding {report.encoding or '-'}, delimiter {report.delimiter or '-'}"
+    if rows.total is None:
+        yield "  rows: the file could not be read"
+    else:
+        yield f"  rows: {rows.total} read, {rows.valid} valid, {rows.quarantined} quarantined, {rows.duplicates} duplicates"
+    if report.by_rule:
+        yield "  by rule: " + ", ".join(f"{rule} {count}" for rule, count in report.by_rule.items())
+    found = ", ".join(f"{kind} {count}" for kind, count in report.pii.items() if count)
+    if found:
+        yield f"  PII: {found}"
+    if report.tokens.max is not None:
+        tokens = report.tokens
+        yield f"  tokens: median {tokens.p50}, p95 {tokens.p95}, longest {tokens.max}, over length {tokens.over_length}"
+    for title, findings in (("error", report.errors), ("warning", report.warnings)):
+        for entry in findings[:20]:
+            where = f"line {entry.line}" if entry.line else "file"
+            column = f", {entry.column}" if entry.column else ""
+            value = f" (value {entry.value!r})" if entry.value is not None else ""
+            hint = f"; {entry.hint}" if entry.hint else ""
+            yield f"  {title}: {where}{column}: {entry.message}{value}{hint} [{entry.rule}]"
+        if len(findings) > 20:
+            yield f"  … and {len(findings) - 20} more {title}s: see --json"
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,1 @@
+"""Files of any known format -> records with the lines they came from."""

@@ -1,0 +1,99 @@
+"""Answers for a file of inputs: one line in, one line out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from neuroweaver import answers, base_model, files
+from neuroweaver.adapter import ModelRef, read_manifest
+from neuroweaver.errors import InputError, UsageError
+from neuroweaver.generation import BASE
+from neuroweaver.settings import Settings
+from neuroweaver.tasks import TASKS, Task, task_named, tasks_of
+from pipelines import validate
+from pipelines.evaluate import Answer, Question, score
+from pipelines.ingest import registry
+from pipelines.scoring import Advance, Scorer
+from pipelines.tracking import Tracker
+
+
+def predict(
+    ref: ModelRef, path: Path, output: Path, settings: Settings, *, task: str | None = None, advance: Advance | None = None
+) -> int:
+    """Write `{"id", "output", "confidence"}` per row of `path` to `output`, in order; returns the rows written.
+
+    A row that can't be read gets `output: null` and `error`, so that lines still match.
+    """
+    checked = read(ref, path, task, require_labels=False)
+    rows = sorted([*checked.rows, *checked.duplicates], key=lambda row: row.record)
+    given = _answer(ref, [Question(row.task, row.values) for row in rows], settings, advance)
+    lines: dict[int, dict[str, Any]] = {}
+    for row, found in zip(rows, given, strict=True):
+        identity = row.example_id or str(row.record)
+        lines[row.record] = {"id": identity, "output": json.loads(found.text), "confidence": round(found.confidence, 6)}
+    for bad in checked.quarantined:
+        reasons = "; ".join(f"{reason.column or 'row'}: {reason.message}" for reason in bad.reasons)
+        identity = str(bad.values.get("example_id") or bad.record)
+        lines[bad.record] = {"id": identity, "output": None, "confidence": 0.0, "error": reasons}
+    files.write_text(output, "".join(answers.dumps(lines[record]) + "\n" for record in sorted(lines)))
+    return len(lines)
+
+
+def evaluate(
+    ref: ModelRef, path: Path, settings: Settings, *, task: str | None = None, advance: Advance | None = None
+) -> dict[str, Any]:
+    """Scores of a model on all usable rows of `path`, and how many rows were not usable."""
+    checked = read(ref, path, task, require_labels=True)
+    rows = [*checked.rows, *checked.duplicates]
+    if not rows:
+        raise InputError(f"{path}: no row to evaluate on; `neuroweaver validate {path}` says why")
+    questions = [Question(row.task, row.values, row.absent) for row in rows]
+    result = score(questions, _answer(ref, questions, settings, advance))
+    return {"model": str(ref), **result, "skipped": len(checked.quarantined)}
+
+
+def read(ref: ModelRef, path: Path, task: str | None, *, require_labels: bool) -> validate.Validation:
+    """The rows of `path` as the model understands them. Raises InputError where the file can't be read."""
+    data_format = registry.detect_format(path)
+    found = task_named(task) if task else infer_task(path, data_format, ref.model_type)
+    if ref.model_type is not None and found.model_type != ref.model_type:
+        allowed = ", ".join(each.name for each in tasks_of(ref.model_type))
+        raise UsageError(f"{ref} does not do {found.name}: its tasks are {allowed}")
+    checked = validate.validate_file(
+        path,
+        model_type=found.model_type,
+        data_format=data_format,
+        task=found.name,
+        max_quarantined=1.0,
+        require_labels=require_labels,
+    )
+    if checked.report.rows.total is None or any(e.rule == "missing_column" for e in checked.report.errors):
+        first = checked.report.errors[0]
+        raise InputError(f"{path}: line {first.line}, {first.column or 'file'}: {first.message}")
+    return checked
+
+
+def infer_task(path: Path, data_format: str, model_type: str | None) -> Task:
+    """The task whose input columns the file has. Raises UsageError where that is none, or more than one."""
+    among = tasks_of(model_type) if model_type else tuple(TASKS.values())
+    if len(among) == 1:
+        return among[0]
+    columns = set(registry.read(path, data_format).columns)
+    fitting = [t for t in among if {c.name for c in t.inputs if c.required} <= columns]
+    if len(fitting) == 1:
+        return fitting[0]
+    names = ", ".join(t.name for t in among)
+    raise UsageError(f"{path}: can't tell the task from its columns; say --task, one of {names}")
+
+
+def _answer(ref: ModelRef, questions: list[Question], settings: Settings, advance: Advance | None) -> list[Answer]:
+    if ref.is_base:
+        return Scorer(base_model.fetch(settings.base_model, settings.home), settings.home).answers(BASE, questions, advance)
+    version = Tracker(settings).resolve(ref)
+    base = base_model.fetch(read_manifest(version.folder).base_model, settings.home)
+    scorer = Scorer(base, settings.home)
+    name = str(version.ref)
+    scorer.add(name, version.folder)
+    return scorer.answers(name, questions, advance)

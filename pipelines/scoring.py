@@ -1,0 +1,69 @@
+"""Models brought to their questions: load base and adapters once, answer, score, and remember the scores."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from neuroweaver import adapter, answers, base_model, files
+from neuroweaver.base_model import BaseModel
+from neuroweaver.generation import BASE, Generator
+from neuroweaver.tasks import task_named
+from pipelines.evaluate import Answer, Question, answer, score
+
+Advance = Callable[[int, int], None]  # rows just answered, rows in all
+
+
+class Scorer:
+    """A base model with the adapters that are to be compared on it."""
+
+    def __init__(self, base: BaseModel, home: Path, batch_size: int = 24) -> None:
+        self._base = base
+        self._memory = home / "evaluations"
+        self._batch_size = batch_size
+        self._adapters: dict[str, Path] = {}
+        self._loaded: tuple[Any, Any] | None = None
+
+    def add(self, name: str, folder: Path) -> None:
+        """Make the adapter in `folder` known as `name`. Raises IntegrityError where it is not what it was."""
+        adapter.read_manifest(folder)
+        self._adapters[name] = folder
+
+    def answers(self, name: str, questions: Sequence[Question], advance: Advance | None = None) -> list[Answer]:
+        """The answers of adapter `name`, or of the bare base model where `name` is `__base__`."""
+        model, tokenizer = self._load(name)
+        generator = Generator(model, tokenizer)
+        given: dict[int, Answer] = {}
+        for index, found in answer(generator, tokenizer, questions, adapter=name, batch_size=self._batch_size):
+            given[index] = found
+            if advance:
+                advance(1, len(questions))
+        return [given[index] for index in range(len(questions))]
+
+    def score(self, name: str, questions: Sequence[Question], advance: Advance | None = None) -> dict[str, Any]:
+        """Scores as `evaluate.score` gives them; the same model on the same questions is not asked twice."""
+        path = self._memory / f"{self._key(name, questions)}.json"
+        if path.is_file():
+            remembered: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            return remembered
+        result = score(questions, self.answers(name, questions, advance))
+        files.write_text(path, json.dumps(result))
+        return result
+
+    def _key(self, name: str, questions: Sequence[Question]) -> str:
+        weights = "" if name == BASE else adapter.read_manifest(self._adapters[name]).weights_sha256
+        asked = [[q.task, q.values, q.absent] for q in questions]
+        schemas = {q.task: answers.schema(task_named(q.task)) for q in questions}
+        return hashlib.sha256(json.dumps([self._base.sha256, weights, asked, schemas]).encode()).hexdigest()[:32]
+
+    def _load(self, name: str) -> tuple[Any, Any]:
+        if self._loaded is None:
+            self._loaded = base_model.load(self._base)
+        model, tokenizer = self._loaded
+        if name != BASE and name not in getattr(model, "peft_config", {}):
+            model = adapter.attach(model, self._base, self._adapters[name], name)
+            self._loaded = (model, tokenizer)
+        return model, tokenizer

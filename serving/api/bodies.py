@@ -1,0 +1,47 @@
+"""Request bodies: refused before they are read whole where they are too large, and where they are no JSON."""
+
+from __future__ import annotations
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving.api.errors import error_response
+
+MAX_BYTES = 256 * 1024  # the largest prompt submission is a few texts of 8,000 characters
+
+
+class BodyLimit:
+    """ASGI middleware: 413 for a body over `max_bytes`, declared or not."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BYTES) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.max_bytes:
+            response = error_response(413, [f"at most {self.max_bytes} bytes are allowed"])
+            await response(scope, receive, send)
+            return
+        read = 0
+
+        async def limited() -> Message:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.max_bytes:
+                raise HTTPException(413, f"at most {self.max_bytes} bytes are allowed")
+            return message
+
+        await self.app(scope, limited, send)
+
+
+async def require_json(request: Request) -> None:
+    """A FastAPI dependency: 415 where the body is declared to be something else."""
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise HTTPException(415, f"the body must be application/json, got {media_type or 'no content type'}")

@@ -1,0 +1,74 @@
+"""`GET /models` and `GET /models/{id}`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from neuroweaver.contracts import (
+    AIModel,
+    APIResponse,
+    ModelList,
+    ModelListItem,
+    ModelPerformance,
+    PaginationMeta,
+    TrainingData,
+)
+from neuroweaver.settings import Settings
+from serving.catalog import Catalog, ServedModel
+from serving.submission import COST_USD
+
+
+def router(catalog: Catalog, settings: Settings) -> APIRouter:
+    routes = APIRouter(tags=["models"])
+
+    @routes.get("/models", response_model_exclude_none=True)
+    async def list_models(
+        page: Annotated[int, Query(ge=1)] = 1, limit: Annotated[int, Query(ge=1, le=100)] = 20
+    ) -> APIResponse[ModelList]:
+        """The models that can be asked now."""
+        models = catalog.all()
+        shown = models[(page - 1) * limit : page * limit]
+        pages = -(-len(models) // limit)
+        return APIResponse(
+            data=ModelList(models=[ModelListItem(**_item(model)) for model in shown]),
+            pagination=PaginationMeta(page=page, limit=limit, total=len(models), total_pages=pages),
+        )
+
+    @routes.get("/models/{model_id}", response_model_exclude_none=True)
+    async def get_model(model_id: str) -> APIResponse[AIModel]:
+        """One model, by its id or by its type."""
+        return APIResponse(data=_model(catalog.find(model_id), catalog, settings))
+
+    return routes
+
+
+def _item(model: ServedModel) -> dict[str, Any]:
+    return {
+        "id": model.id,
+        "name": f"{model.model_type.replace('-', ' ').title()} v{model.version}",
+        "type": model.model_type,
+        "status": "deployed",
+        "accuracy": model.accuracy,
+        "cost_per_request": COST_USD,
+    }
+
+
+def _model(model: ServedModel, catalog: Catalog, settings: Settings) -> AIModel:
+    record = catalog.record(model.id)
+    return AIModel(
+        **_item(model),
+        version=str(model.version),
+        max_concurrency=settings.max_batch,
+        training_data=TrainingData(
+            dataset_size=model.dataset_rows,
+            last_training_date=model.trained_at,
+            training_duration=model.training_seconds,
+        ),
+        performance=ModelPerformance(
+            avg_response_time=round(record.mean_seconds * 1000, 3),
+            success_rate=record.success_rate,
+            total_requests=record.total,
+        ),
+    )

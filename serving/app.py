@@ -1,0 +1,23 @@
+"""The REST app: routers, error bodies and limits around one engine. Knows nothing of BentoML."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+
+from neuroweaver.settings import Settings
+from serving.api import errors, health, models, prompts
+from serving.api.bodies import BodyLimit
+from serving.catalog import Catalog
+from serving.engine.protocol import Engine
+
+PREFIX = "/api/v1"
+
+
+def create_app(engine: Engine, catalog: Catalog, settings: Settings) -> FastAPI:
+    app = FastAPI(title="NeuroWeaver", description="Automotive models, fine-tuned and served.")
+    errors.install(app)
+    app.add_middleware(BodyLimit)
+    app.include_router(health.router(engine))
+    app.include_router(models.router(catalog, settings), prefix=PREFIX)
+    app.include_router(prompts.router(engine, catalog, settings), prefix=PREFIX)
+    return app

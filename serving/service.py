@@ -1,0 +1,95 @@
+"""BentoML wiring, and nothing else: `bentoml serve serving.service:NeuroWeaver`.
+
+Loading takes seconds to minutes, so it happens in a thread while BentoML answers already: `/livez` 200 and
+`/readyz` 503. When the champions are loaded, the app takes over and `/readyz` is 200; where loading has failed,
+`/livez` is 503 too and every answer says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+
+import bentoml
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from neuroweaver import base_model, settings
+from serving import registry
+from serving.api.errors import error_response
+from serving.app import create_app
+from serving.catalog import Catalog, load_champions
+from serving.engine.local import LocalEngine
+from serving.metrics import render
+
+LOADING = "the models are being loaded"
+
+_log = logging.getLogger(__name__)
+
+
+class Front:
+    """The ASGI app that BentoML mounts when this module is imported; `app` follows when the models are there.
+
+    No Starlette app itself, so BentoML hands it every path and unknown ones get our error body, not BentoML's.
+    """
+
+    def __init__(self) -> None:
+        self.app: ASGIApp | None = None
+        self.reason = LOADING
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        app = self.app or error_response(503, [self.reason], {"Retry-After": "5"})
+        await app(scope, receive, send)
+
+
+front = Front()
+
+
+# The engine has a deadline and a bound of its own, and answers with our bodies; BentoML's would come first.
+@bentoml.service(name="neuroweaver", workers=1, traffic={"timeout": 24 * 3600})
+@bentoml.asgi_app(front, path="/")
+class NeuroWeaver:
+    def __init__(self) -> None:
+        logging.getLogger("serving").setLevel(logging.INFO)
+        self._engine: LocalEngine | None = None
+        self._stopping = threading.Event()
+        self._failed = False
+        threading.Thread(target=self._load, name="loader", daemon=True).start()
+
+    def _load(self) -> None:
+        try:
+            chosen = settings.load()
+            base = base_model.locate(chosen.base_model, chosen.home)
+            model, tokenizer = base_model.load(base)
+            engine = LocalEngine(model, tokenizer, base, max_batch=chosen.max_batch, max_queue=chosen.max_queue)
+            served = load_champions(engine, registry.champions(chosen))
+        except Exception as error:
+            front.reason = f"the models can't be loaded: {error}".split("\n")[0]
+            _log.error("%s", front.reason)
+            self._failed = True
+            return
+        self._engine = engine
+        if self._stopping.is_set():
+            engine.close()
+            return
+        front.app = create_app(engine, Catalog(served), chosen)
+        _log.info("serving %s on %s", ", ".join(engine.adapters()) or "no models yet", base.title)
+
+    async def __is_alive__(self) -> bool:
+        return not self._failed
+
+    async def __is_ready__(self) -> bool:
+        if self._engine is None or front.app is None:
+            raise HTTPException(503, front.reason)
+        return self._engine.stats().alive
+
+    def __metrics__(self, text: str) -> str:
+        """BentoML's metrics and the engine's."""
+        return text if self._engine is None else text + render(self._engine.stats())
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        self._stopping.set()
+        if self._engine is not None:
+            await asyncio.to_thread(self._engine.close)

@@ -1,0 +1,132 @@
+"""A prompt submission: from a request's words to the model that answers it, and to the answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Any
+from uuid import uuid4
+
+from neuroweaver import prompts, responses, tasks
+from neuroweaver.contracts import AIResponse, PromptSubmissionRequest, ResponseMetadata
+from neuroweaver.errors import UsageError
+from neuroweaver.readings import Reading
+from neuroweaver.settings import Settings
+from neuroweaver.tasks import Column, Task
+from serving.catalog import Catalog, ServedModel
+from serving.engine.protocol import Engine, EngineAnswer, EngineRequest
+
+COST_USD = 0.0  # own hardware has no price per request; one that is measured comes with routing
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A request that can be answered: its task, the model for it, and the input columns."""
+
+    task: Task
+    model: ServedModel
+    row: Mapping[str, Any]
+    timeout_seconds: float
+
+
+def prepare(request: PromptSubmissionRequest, catalog: Catalog, settings: Settings) -> Submission:
+    """Raises UsageError where the request can't be answered as it is, NotFoundError where no model is there."""
+    task = tasks.task_of_template(request.prompt_template)
+    if request.agent_type != task.department:
+        raise UsageError(f"template {task.template_id} is for agentType {task.department!r}, got {request.agent_type!r}")
+    prompts.check_variables(task, request.variables)
+    row = _row(task, request.variables)
+    preferred = request.routing.preferred_model
+    model = catalog.champion(task.model_type) if preferred is None else catalog.find(preferred)
+    if task.name not in model.tasks:
+        raise UsageError(f"{model.id} was not trained for {task.name}; its tasks: {', '.join(model.tasks)}")
+    timeout = settings.request_timeout_seconds
+    if request.routing.max_response_time is not None:
+        timeout = min(timeout, request.routing.max_response_time / 1000)
+    return Submission(task, model, row, timeout)
+
+
+async def answer(request: PromptSubmissionRequest, engine: Engine, catalog: Catalog, settings: Settings) -> AIResponse:
+    """Raises what `prepare` and `Engine.submit` raise, and InvalidAnswerError."""
+    submission = prepare(request, catalog, settings)
+    task, model = submission.task, submission.model
+    started = monotonic()
+    answered = False
+    try:
+        answer = await engine.submit(
+            EngineRequest(prompts.user_turn(task, submission.row), task.name, model.id, submission.timeout_seconds)
+        )
+        known = {"vin": request.context.vehicle_id, **submission.row}
+        reading = responses.read(task, answer.text, known if _has_vin_input(task) else submission.row)
+        answered = True
+    finally:
+        catalog.note(model.id, monotonic() - started, answered=answered)
+    return _respond(submission, answer, reading, monotonic() - started)
+
+
+def _respond(submission: Submission, answer: EngineAnswer, reading: Reading, seconds: float) -> AIResponse:
+    task, model = submission.task, submission.model
+    request_id = f"req_{uuid4().hex}"
+    _log.info(
+        "%s %s answered by %s in %.0f ms (%d + %d tokens)",
+        request_id, task.name, model.id, seconds * 1000, answer.prompt_tokens, answer.answer_tokens,
+    )  # fmt: skip
+    return AIResponse(
+        request_id=request_id,
+        model_used=model.id,
+        response_time=round(seconds * 1000, 3),
+        cost=COST_USD,
+        confidence=min(max(answer.confidence, 0.0), 1.0),
+        content=responses.content(reading),
+        automotive=responses.automotive(task, reading, datetime.now(UTC)),
+        metadata=ResponseMetadata(
+            processing_steps=[
+                f"filled template {task.template_id}",
+                f"generated {answer.answer_tokens} tokens with {model.id}",
+                f"checked against the schema of {task.name}",
+                "derived fields, actions and compliance flags by rule",
+            ],
+            data_sources_used=[f"variables.{name}" for name, column in task.variables.items()
+                               if submission.row.get(column) is not None],
+            compliance_flags=list(reading.flags) or None,
+        ),
+    )  # fmt: skip
+
+
+def _has_vin_input(task: Task) -> bool:
+    return any(column.name == "vin" for column in task.inputs)
+
+
+def _row(task: Task, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Template variables as input columns of the type that the model was trained with. Raises UsageError."""
+    row: dict[str, Any] = {}
+    problems = []
+    for variable, name in task.variables.items():
+        column = task.column(name)
+        try:
+            row[name] = _value(column, variables.get(variable))
+        except ValueError as error:
+            problems.append(f"variable {variable!r} {error}")
+    if problems:
+        raise UsageError(f"{task.template_id}: {'; '.join(problems)}")
+    return row
+
+
+def _value(column: Column, value: Any) -> Any:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        if column.required:
+            raise ValueError("is empty")
+        return None
+    if column.kind != "integer":
+        if column.maximum and len(str(value)) > column.maximum:
+            raise ValueError(f"has {len(str(value))} characters, at most {column.maximum} are allowed")
+        return str(value)
+    number = str(value).replace(",", "").strip() if not isinstance(value, bool) else ""
+    if not (number.isascii() and number.isdecimal()) or not column.minimum <= int(number) <= column.maximum:
+        raise ValueError(f"must be a whole number from {column.minimum} to {column.maximum}")
+    return int(number)
