@@ -117,8 +117,8 @@ class PromptRouting(Wire):
     """What the caller asks of the model: `max_cost` in USD, `max_response_time` in milliseconds."""
 
     preferred_model: Name | None = None
-    max_cost: float | None = Field(None, ge=0)
-    max_response_time: float | None = Field(None, gt=0)
+    max_cost: Annotated[float, Field(ge=0)] | None = None
+    max_response_time: Annotated[float, Field(gt=0)] | None = None
 
 
 class PromptSubmissionRequest(Wire):

@@ -89,6 +89,4 @@ def require_space(folder: Path, needed_bytes: int) -> None:
     existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed_bytes:
-        raise StorageError(
-            f"can't write {folder}: {free / 2**20:.0f} MiB free, {needed_bytes / 2**20:.0f} MiB needed"
-        )
+        raise StorageError(f"can't write {folder}: {free / 2**20:.0f} MiB free, {needed_bytes / 2**20:.0f} MiB needed")

@@ -181,5 +181,3 @@ class Generator:
             chosen_tokens=chosen,
             forced_tokens=len(row.answer) - chosen,
         )
-
-

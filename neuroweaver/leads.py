@@ -66,7 +66,7 @@ def score(labels: Mapping[str, Any]) -> int:
     """How ready the buyer is, 0..100, by the table of this module."""
     amount = labels["budget_min"] is not None or labels["budget_max"] is not None
     kind = labels["budget_kind"] != "unknown"
-    points = _TIMELINE_POINTS.get(labels["timeline"], 0) + _TRADE_IN_POINTS.get(labels["trade_in"], 0)
+    points: int = _TIMELINE_POINTS.get(labels["timeline"], 0) + _TRADE_IN_POINTS.get(labels["trade_in"], 0)
     points += 20 if amount and kind else 8 if amount or kind else 0
     points += 8 * (labels["vehicle_type"] != "unknown") + 6 * bool(labels["make"]) + 6 * bool(labels["model"])
     points += 10 * (labels["financing"] != "unknown") + 5 * (labels["condition"] != "unknown")
@@ -92,6 +92,8 @@ def missing(labels: Mapping[str, Any]) -> list[str]:
 
 def read(answer: Mapping[str, Any], labels: Mapping[str, Any], row: Mapping[str, Any]) -> Reading:
     """`answer` is the model's JSON, `labels` the same as columns, `row` what was asked."""
+    names = {name: _stated(labels[name]) for name in ("make", "model")}
+    answer, labels = {**answer, **names}, {**labels, **names}
     points = score(labels)
     graded = grade(points)
     asks = missing(labels)
@@ -121,16 +123,21 @@ def read(answer: Mapping[str, Any], labels: Mapping[str, Any], row: Mapping[str,
     )
 
 
+def _stated(name: str | None) -> str | None:
+    """A name that says nothing is none: a model may write one where it should write null."""
+    return None if name is None or name.strip().lower() in ("", "unknown", "none", "null", "any") else name
+
+
 def _describe(labels: Mapping[str, Any]) -> str:
     known = [labels["condition"] if labels["condition"] != "unknown" else None, labels["year"], labels["make"]]
     known += [labels["model"], labels["vehicle_type"] if labels["vehicle_type"] != "unknown" else None]
     vehicle = " ".join(str(word) for word in known if word)
     phrases = [f"interested in: {vehicle}"] if vehicle else []
+    phrases += _describe_budget(labels)
     for name, words in (("timeline", _TIMELINE_WORDS), ("financing", _FINANCING_WORDS), ("trade_in", _TRADE_IN_WORDS)):
         if labels[name] in words:
             phrases.append(words[labels[name]])
-    budget = _describe_budget(labels)
-    return "; ".join(phrases[:1] + budget + phrases[1:])
+    return "; ".join(phrases)
 
 
 def _describe_budget(labels: Mapping[str, Any]) -> list[str]:

@@ -67,9 +67,11 @@ def automotive(task: Task, reading: Reading, now: datetime) -> Automotive:
         schedule_follow_up=None if due is None else due.isoformat(timespec="seconds").replace("+00:00", "Z"),
         update_opportunity=None if reading.opportunity is None else dict(reading.opportunity),
     )
-    return Automotive.model_validate({
-        "department": task.department,
-        "customer_impact": reading.impact,
-        "follow_up_required": due is not None,
-        "crm_integration": crm if reading.updates_customer_record or due is not None else None,
-    })
+    return Automotive.model_validate(
+        {
+            "department": task.department,
+            "customer_impact": reading.impact,
+            "follow_up_required": due is not None,
+            "crm_integration": crm if reading.updates_customer_record or due is not None else None,
+        }
+    )

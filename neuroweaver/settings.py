@@ -30,7 +30,9 @@ class Settings(BaseSettings):
     mlflow_tracking_uri: str = Field("", description="an MLflow server; empty: SQLite under `home`")
     host: str = Field("127.0.0.1", description="address the service binds")
     port: int = Field(3000, ge=1, le=65535, description="port the service binds")
-    max_quarantined: float = Field(0.10, ge=0, le=1, description="share of quarantined rows above which a file is refused")
+    max_quarantined: float = Field(
+        0.10, ge=0, le=1, description="share of quarantined rows above which a file is refused"
+    )
     max_batch: int = Field(16, ge=1, le=256, description="requests the engine answers in one batch")
     max_queue: int = Field(64, ge=1, description="requests that may wait; more are answered 503 with Retry-After")
     request_timeout_seconds: float = Field(60, gt=0, description="deadline of one request")
@@ -59,11 +61,13 @@ class Settings(BaseSettings):
     def artifact_root(self) -> Path:
         return self.home / "mlflow" / "artifacts"
 
-
     def masked(self) -> dict[str, object]:
         """Every setting as plain values; passwords inside URLs are not shown."""
         values = self.model_dump(mode="json")
-        return {key: re.sub(r"://([^:/@]+):[^@]+@", r"://\1:***@", v) if isinstance(v, str) else v for key, v in values.items()}
+        return {
+            key: re.sub(r"://([^:/@]+):[^@]+@", r"://\1:***@", v) if isinstance(v, str) else v
+            for key, v in values.items()
+        }
 
 
 def load() -> Settings:
@@ -71,9 +75,11 @@ def load() -> Settings:
     known = {f"NEUROWEAVER_{name.upper()}" for name in Settings.model_fields} | {"NEUROWEAVER_DEBUG"}
     unknown = sorted(name for name in os.environ if name.startswith("NEUROWEAVER_") and name not in known)
     if unknown:
-        raise ConfigError(f"settings: unknown {', '.join(unknown)} in the environment (allowed: {', '.join(sorted(known))})")
+        raise ConfigError(
+            f"settings: unknown {', '.join(unknown)} in the environment (allowed: {', '.join(sorted(known))})"
+        )
     try:
-        return Settings()  # type: ignore[call-arg]
+        return Settings()
     except ValidationError as error:
         raise ConfigError("settings: " + "; ".join(describe(error))) from None
 

@@ -7,7 +7,6 @@ into columns all follow from it, so they can't drift apart.
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 from datetime import date
 from typing import Any, Literal

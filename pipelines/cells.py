@@ -110,7 +110,7 @@ def _integer(column: Column, raw: Any) -> int:
 
 def _text(column: Column, raw: Any) -> str:
     if not isinstance(raw, str):
-        raise ValueError(f"a text is needed, got {_kind_of(raw)}")  # noqa: TRY004 - of the cell, not of the call
+        raise ValueError(f"a text is needed, got {_kind_of(raw)}")
     if column.name == "vin":
         return raw.strip().upper()
     return raw.strip() if column.kind == "name" else raw

@@ -78,9 +78,7 @@ def load_newest(folder: Path, peft_model: Any, optimizer: torch.optim.Optimizer)
             moments.setdefault(int(index), {})[moment] = value
         optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         best_loss = math.inf if counters["best_loss"] is None else counters["best_loss"]
-        return State(
-            counters["step"], counters["best_step"], best_loss, counters["bad_evaluations"], groups["best"]
-        )
+        return State(counters["step"], counters["best_step"], best_loss, counters["bad_evaluations"], groups["best"])
     return State()
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 from click import ClickException
@@ -29,7 +29,7 @@ out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-TaskName = Annotated[Optional[str], typer.Option("--task", help="The task of rows that name none.")]
+TaskName = Annotated[str | None, typer.Option("--task", help="The task of rows that name none.")]
 DataFile = Annotated[Path, typer.Option("--data", help="CSV, JSON, JSON Lines or ADF file.")]
 
 
@@ -68,13 +68,18 @@ def config(as_json: Json = False) -> None:
 def validate(
     file: Annotated[Path, typer.Argument(help="The file to check.")],
     model_type: Annotated[str, typer.Option("--model-type", help="Whose training data it is.")],
-    data_format: Annotated[Optional[str], typer.Option("--format", help="csv, json or automotive-crm; guessed from the content if left out.")] = None,
+    data_format: Annotated[
+        str | None,
+        typer.Option("--format", help="csv, json or automotive-crm; guessed from the content if left out."),
+    ] = None,
     task: TaskName = None,
-    dealership: Annotated[Optional[str], typer.Option("--dealership")] = None,
-    department: Annotated[Optional[str], typer.Option("--department", help="sales, service, parts or finance.")] = None,
-    date_from: Annotated[Optional[str], typer.Option("--from", help="First day, YYYY-MM-DD.")] = None,
-    date_to: Annotated[Optional[str], typer.Option("--to", help="Last day, YYYY-MM-DD.")] = None,
-    quarantine: Annotated[Optional[Path], typer.Option("--quarantine", help="Write refused rows with their reasons here (JSON Lines).")] = None,
+    dealership: Annotated[str | None, typer.Option("--dealership")] = None,
+    department: Annotated[str | None, typer.Option("--department", help="sales, service, parts or finance.")] = None,
+    date_from: Annotated[str | None, typer.Option("--from", help="First day, YYYY-MM-DD.")] = None,
+    date_to: Annotated[str | None, typer.Option("--to", help="Last day, YYYY-MM-DD.")] = None,
+    quarantine: Annotated[
+        Path | None, typer.Option("--quarantine", help="Write refused rows with their reasons here (JSON Lines).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Check a file of training examples. Exit code 0: valid, 1: invalid, 2: wrong call."""
@@ -110,8 +115,12 @@ def validate(
 @app.command()
 def train(
     config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="Such as configs/finetune/sales.yaml.")],
-    overrides: Annotated[Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=0.001.")] = None,
-    data: Annotated[Optional[list[Path]], typer.Option("--data", help="Train on this file instead of the config's (repeatable).")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=0.001.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option("--data", help="Train on this file instead of the config's (repeatable).")
+    ] = None,
     task: TaskName = None,
     local: Annotated[bool, typer.Option("--local", help="Without Ray, in this process; the same weights.")] = False,
     as_json: Json = False,
@@ -182,8 +191,8 @@ def predict(
 
 @app.command()
 def serve(
-    host: Annotated[Optional[str], typer.Option("--host", help="Address to bind.")] = None,
-    port: Annotated[Optional[int], typer.Option("--port", help="Port to bind.", min=1, max=65535)] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to bind.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to bind.", min=1, max=65535)] = None,
 ) -> None:
     """Serve the champions of all trained model types with BentoML."""
     current = settings.load()
@@ -195,7 +204,9 @@ def serve(
     os.environ["NEUROWEAVER_HOME"] = str(current.home)
     command = ["bentoml", "serve", "serving.service:NeuroWeaver", "--host", chosen[0], "--port", str(chosen[1])]
     executable = Path(sys.executable).with_name("bentoml")
-    out.print(f"serving on http://{chosen[0]}:{chosen[1]}  (ready when /readyz answers 200; Ctrl-C ends it)", highlight=False)
+    out.print(
+        f"serving on http://{chosen[0]}:{chosen[1]}  (ready when /readyz answers 200; Ctrl-C ends it)", highlight=False
+    )
     sys.stdout.flush()
     os.execv(executable, command)
 

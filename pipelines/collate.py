@@ -92,8 +92,8 @@ def _shared_prefix(prompts: Sequence[tuple[int, ...]]) -> int:
 def batches(examples: Sequence[Example], batch_size: int, seed: int, epoch: int) -> list[list[Example]]:
     """One epoch in batches of like examples, in an order that only `seed` and `epoch` decide.
 
-    Examples are shuffled, then sorted by their opening tokens (so that a batch shares its prompt prefix, hence its task) and
-    length inside windows of 32 batches: little padding, and still another composition every epoch.
+    Examples are shuffled, then sorted by their opening tokens (so that a batch shares its prompt prefix,
+    hence its task) and length inside windows of 32 batches: little padding, and still another composition every epoch.
     """
     order = random.Random(f"{seed}/{epoch}")
     shuffled = list(examples)

@@ -137,7 +137,8 @@ def report_lines(report: ValidationReport) -> Iterator[str]:
     if rows.total is None:
         yield "  rows: the file could not be read"
     else:
-        yield f"  rows: {rows.total} read, {rows.valid} valid, {rows.quarantined} quarantined, {rows.duplicates} duplicates"
+        kept = f"{rows.total} read, {rows.valid} valid"
+        yield f"  rows: {kept}, {rows.quarantined} quarantined, {rows.duplicates} duplicates"
     if report.by_rule:
         yield "  by rule: " + ", ".join(f"{rule} {count}" for rule, count in report.by_rule.items())
     found = ", ".join(f"{kind} {count}" for kind, count in report.pii.items() if count)

@@ -23,7 +23,6 @@ from neuroweaver import files, pii
 from neuroweaver.errors import NotFoundError
 from neuroweaver.report import Leakage, ValidationReport
 from neuroweaver.tasks import TASKS, Task, task_named
-
 from pipelines.validate import Row, Validation, write_quarantine
 
 Split = Literal["train", "validation", "held_out"]
@@ -69,7 +68,9 @@ def store(validation: Validation, home: Path) -> Dataset:
         groups, near = _groups(rows)
         splits = _split(groups)
         examples = [
-            DatasetRow(row.task, splits[group], row.example_id or f"line-{row.line}", group, row.line, row.values, row.absent)
+            DatasetRow(
+                row.task, splits[group], row.example_id or f"line-{row.line}", group, row.line, row.values, row.absent
+            )
             for row, group in zip(rows, groups, strict=True)
         ]
         report = report.model_copy(update={"leakage": Leakage(train_eval_duplicates=0, near_duplicates=near)})
@@ -85,7 +86,9 @@ def load(dataset_id: str, home: Path) -> Dataset:
     folder = home / "datasets" / dataset_id
     if not (folder / "rows.parquet").is_file():
         known = sorted(path.name for path in (home / "datasets").glob("ds_*"))
-        raise NotFoundError(f"no dataset {dataset_id!r}" + (f": there are {', '.join(known)}" if known else " (none yet)"))
+        raise NotFoundError(
+            f"no dataset {dataset_id!r}" + (f": there are {', '.join(known)}" if known else " (none yet)")
+        )
     report = ValidationReport.model_validate_json((folder / "report.json").read_text(encoding="utf-8"))
     examples = [
         DatasetRow(**{**row, "values": json.loads(row["values"]), "absent": tuple(row["absent"])})
@@ -183,7 +186,7 @@ def _split(groups: Sequence[str]) -> dict[str, Split]:
     for empty in ("held_out", "validation"):
         if counts[empty] == 0 and counts["train"] > 1:
             moved = next(group for group in ordered if sides[group] == "train")
-            sides[moved] = empty  # type: ignore[assignment]
+            sides[moved] = empty
             counts = Counter(sides.values())
     return sides
 
@@ -193,7 +196,9 @@ def _hash(text: str) -> str:
 
 
 def _table(examples: Sequence[DatasetRow]) -> pa.Table:
-    rows = [{**asdict(e), "values": json.dumps(e.values, ensure_ascii=False), "absent": list(e.absent)} for e in examples]
+    rows = [
+        {**asdict(e), "values": json.dumps(e.values, ensure_ascii=False), "absent": list(e.absent)} for e in examples
+    ]
     fields = [(name, pa.string()) for name in ("task", "split", "example_id", "group")]
     schema = pa.schema([*fields, ("line", pa.int64()), ("values", pa.string()), ("absent", pa.list_(pa.string()))])
     return pa.Table.from_pylist(rows, schema=schema)

@@ -129,7 +129,7 @@ def macro_f1(column: Column, wanted: Sequence[Any], found: Sequence[Any]) -> flo
         stated = sum(w is not None for w in wanted) + sum(f is not None for f in found)
         return 2 * hits / stated if stated else 1.0
     values = set(wanted) | {f for f in found if f is not None}
-    scores = []
+    scores: list[float] = []
     for value in values:
         hits = sum(w == value == f for w, f in zip(wanted, found, strict=True))
         scores.append(2 * hits / (sum(w == value for w in wanted) + sum(f == value for f in found)))

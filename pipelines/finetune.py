@@ -116,7 +116,7 @@ def finetune(
                     f"the loss became {loss.item()} at step {step + 1}: lower training.learning_rate "
                     f"(now {training.learning_rate:g})"
                 )
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(weights, training.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

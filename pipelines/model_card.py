@@ -13,10 +13,10 @@ from pipelines.job import Job
 from pipelines.promote import Decision
 
 _USE = {
-    "automotive-sales": "read what a customer asks for, and suggest answers to objections, for a sales person who checks both",
-    "service-advisor": "suggest where a fault may lie and what to check first, for a service advisor; it does not replace a diagnosis",
-    "parts-specialist": "turn a parts request into part, position and quantity, for a counter person who checks the catalogue",
-    "finance-assistant": "explain finance terms in general and say who decides; it never approves, denies or reasons about credit",
+    "automotive-sales": "read what a customer asks for and suggest answers to objections; a sales person checks both",
+    "service-advisor": "suggest where a fault may lie and what to check first; it does not replace a diagnosis",
+    "parts-specialist": "turn a request into part, position and quantity; a counter person checks the catalogue",
+    "finance-assistant": "explain finance terms and say who decides; it never approves, denies or reasons about credit",
 }
 
 

@@ -20,7 +20,13 @@ from pipelines.tracking import Tracker
 
 
 def predict(
-    ref: ModelRef, path: Path, output: Path, settings: Settings, *, task: str | None = None, advance: Advance | None = None
+    ref: ModelRef,
+    path: Path,
+    output: Path,
+    settings: Settings,
+    *,
+    task: str | None = None,
+    advance: Advance | None = None,
 ) -> int:
     """Write `{"id", "output", "confidence"}` per row of `path` to `output`, in order; returns the rows written.
 
@@ -90,7 +96,9 @@ def infer_task(path: Path, data_format: str, model_type: str | None) -> Task:
 
 def _answer(ref: ModelRef, questions: list[Question], settings: Settings, advance: Advance | None) -> list[Answer]:
     if ref.is_base:
-        return Scorer(base_model.fetch(settings.base_model, settings.home), settings.home).answers(BASE, questions, advance)
+        return Scorer(base_model.fetch(settings.base_model, settings.home), settings.home).answers(
+            BASE, questions, advance
+        )
     version = Tracker(settings).resolve(ref)
     base = base_model.fetch(read_manifest(version.folder).base_model, settings.home)
     scorer = Scorer(base, settings.home)

@@ -41,7 +41,12 @@ def cluster(cpus: int) -> Iterator[None]:
     scratch = tempfile.mkdtemp(prefix="neuroweaver-ray-")
     try:
         ray.init(
-            address="local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", _temp_dir=scratch, **quiet
+            address="local",
+            num_cpus=cpus,
+            include_dashboard=False,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=scratch,
+            **quiet,
         )
         yield
     finally:

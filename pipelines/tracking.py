@@ -63,7 +63,9 @@ class Tracker:
         """Create the store's tables, so that parallel runs need not race for it."""
         self._client.search_experiments(max_results=1)
 
-    def start(self, model_type: str, job_id: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]) -> str:
+    def start(
+        self, model_type: str, job_id: str, name: str, parameters: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> str:
         """The id of the job's run: a new one, or the one that an interrupted attempt has begun."""
         experiment = self.experiment(model_type)
         found = self._client.search_runs([experiment], f"tags.`{JOB_TAG}` = '{job_id}'", max_results=1)
@@ -94,7 +96,7 @@ class Tracker:
 
     def dataset(self, run_id: str, name: str, rows: Sequence[Mapping[str, Any]], context: str) -> None:
         """Name the data of a run, with its digest and schema."""
-        data = mlflow.data.from_pandas(pd.DataFrame(list(rows)).astype(str), name=name)  # type: ignore[attr-defined]
+        data = mlflow.data.from_pandas(pd.DataFrame(list(rows)).astype(str), name=name)
         tag = mlflow.entities.InputTag("mlflow.data.context", context)
         self._client.log_inputs(run_id, [mlflow.entities.DatasetInput(data._to_mlflow_entity(), [tag])])
 

@@ -207,7 +207,9 @@ def _judge(
     candidate_scores = scored(scorer, "candidate", "this run")
     if champion_version is not None:
         own_base = base_model.fetch(adapter.read_manifest(champion_version.folder).base_model, job.home)
-        its_scorer = scorer if own_base.sha256 == base.sha256 else Scorer(own_base, job.home, config.evaluation.batch_size)
+        its_scorer = (
+            scorer if own_base.sha256 == base.sha256 else Scorer(own_base, job.home, config.evaluation.batch_size)
+        )
         its_scorer.add("champion", champion_version.folder)
         champion_scores = scored(its_scorer, "champion", f"champion {champion_version.ref}")
     decision = promote.decide(config.gate, candidate_scores, base_scores, champion_scores)

@@ -85,7 +85,9 @@ class Catalog:
         with self._lock:
             old = self._records.get(model_id, Record())
             self._records[model_id] = Record(
-                old.answered + answered, old.failed + (not answered), old.seconds + (seconds if answered else 0.0)
+                answered=old.answered + answered,
+                failed=old.failed + (not answered),
+                seconds=old.seconds + (seconds if answered else 0.0),
             )
 
     def record(self, model_id: str) -> Record:

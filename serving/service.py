@@ -88,7 +88,7 @@ class NeuroWeaver:
         """BentoML's metrics and the engine's."""
         return text if self._engine is None else text + render(self._engine.stats())
 
-    @bentoml.on_shutdown
+    @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
         self._stopping.set()
         if self._engine is not None:

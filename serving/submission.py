@@ -38,7 +38,9 @@ def prepare(request: PromptSubmissionRequest, catalog: Catalog, settings: Settin
     """Raises UsageError where the request can't be answered as it is, NotFoundError where no model is there."""
     task = tasks.task_of_template(request.prompt_template)
     if request.agent_type != task.department:
-        raise UsageError(f"template {task.template_id} is for agentType {task.department!r}, got {request.agent_type!r}")
+        raise UsageError(
+            f"template {task.template_id} is for agentType {task.department!r}, got {request.agent_type!r}"
+        )
     prompts.check_variables(task, request.variables)
     row = _row(task, request.variables)
     preferred = request.routing.preferred_model

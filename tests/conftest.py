@@ -31,6 +31,7 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
+    torch.set_num_threads(1)  # threads only get in each other's way with weights this small
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(vocabulary), hidden_size=32, intermediate_size=64, num_hidden_layers=2,

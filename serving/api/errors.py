@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from neuroweaver.contracts import ErrorBody
 from neuroweaver.errors import NeuroWeaverError, NotFoundError, UsageError
-from serving.engine.protocol import DeadlineExceeded, EngineClosed, QueueFull
+from serving.engine.protocol import DeadlineError, EngineClosedError, QueueFullError
 
 _CODES = {
     400: ("malformed", "the request can't be read"),
@@ -66,11 +66,11 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _ours(_: Request, error: Exception) -> JSONResponse:
-    if isinstance(error, QueueFull):
+    if isinstance(error, QueueFullError):
         return error_response(503, [str(error)], {"Retry-After": str(error.retry_after_seconds)})
-    if isinstance(error, EngineClosed):
+    if isinstance(error, EngineClosedError):
         return error_response(503, [str(error)], {"Retry-After": "5"})
-    if isinstance(error, DeadlineExceeded):
+    if isinstance(error, DeadlineError):
         return error_response(504, [str(error)])
     if isinstance(error, NotFoundError):
         return error_response(404, [str(error)])

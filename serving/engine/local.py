@@ -13,20 +13,20 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from neuroweaver import adapter, prompts
+from neuroweaver import adapter, base_model, prompts
 from neuroweaver.base_model import BaseModel
 from neuroweaver.errors import NotFoundError, UsageError
 from neuroweaver.generation import Generated, Generator, Prompt
 from neuroweaver.tasks import task_named
 from serving.engine.protocol import (
-    DeadlineExceeded,
+    DeadlineError,
     EngineAnswer,
-    EngineClosed,
+    EngineClosedError,
     EngineError,
     EngineRequest,
     EngineStats,
-    PromptTooLong,
-    QueueFull,
+    PromptTooLongError,
+    QueueFullError,
 )
 
 ANSWER_ROOM = 512  # tokens of the context that a prompt must leave free
@@ -84,18 +84,18 @@ class LocalEngine:
         waiting = _Waiting(request)
         with self._changed:
             if self._closed:
-                raise EngineClosed("the engine is shutting down")
+                raise EngineClosedError("the engine is shutting down")
             self._forget_dead()
             if len(self._queue) >= self._max_queue:
                 self._counts.refused += 1
-                raise QueueFull(f"{len(self._queue)} requests are waiting, as many as may", self._retry_after())
+                raise QueueFullError(f"{len(self._queue)} requests are waiting, as many as may", self._retry_after())
             self._queue.append(waiting)
             self._changed.notify()
         try:
             async with asyncio.timeout(request.timeout_seconds):
                 return await asyncio.wrap_future(waiting.future)
         except TimeoutError:
-            raise DeadlineExceeded(f"no answer within {request.timeout_seconds:g} seconds") from None
+            raise DeadlineError(f"no answer within {request.timeout_seconds:g} seconds") from None
         finally:
             waiting.future.cancel()  # has no effect on one that runs or is done
 
@@ -107,10 +107,18 @@ class LocalEngine:
             try:
                 self._generator.model = adapter.attach(model, self._base, folder, name)
             except Exception:
-                if self._adapters and name in model.peft_config:  # a half-loaded one must not stay in the model
-                    model.delete_adapter(name)
+                self._remove_half_loaded(name)
                 raise
             self._adapters += (name,)
+
+    def _remove_half_loaded(self, name: str) -> None:
+        model = self._generator.model
+        if name not in getattr(model, "peft_config", {}):
+            return
+        if self._adapters:
+            model.delete_adapter(name)
+        else:  # PEFT has changed the bare model, and offers no way back
+            self._generator.model, _ = base_model.load(self._base)
 
     def adapters(self) -> tuple[str, ...]:
         return self._adapters
@@ -133,7 +141,7 @@ class LocalEngine:
             self._queue.clear()
             self._changed.notify_all()
         for waiting in left:
-            waiting.future.set_exception(EngineClosed("the engine is shutting down"))
+            waiting.future.set_exception(EngineClosedError("the engine is shutting down"))
         self._thread.join(CLOSING_SECONDS)
 
     def _forget_dead(self) -> None:
@@ -183,7 +191,7 @@ class LocalEngine:
             tokens = prompts.encode(self._generator.tokenizer, waiting.request.text)
             room = self._context - ANSWER_ROOM
             if len(tokens) > room:
-                self._fail([waiting], PromptTooLong(f"the prompt has {len(tokens)} tokens, at most {room} fit"))
+                self._fail([waiting], PromptTooLongError(f"the prompt has {len(tokens)} tokens, at most {room} fit"))
                 continue
             fitting.append(waiting)
             asked.append(Prompt(tokens, task_named(waiting.request.task), waiting.request.adapter))

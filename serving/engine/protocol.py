@@ -53,15 +53,15 @@ class EngineError(NeuroWeaverError, RuntimeError):
     """A request that was in order got no answer."""
 
 
-class EngineClosed(EngineError):
+class EngineClosedError(EngineError):
     """The engine takes no requests any more."""
 
 
-class DeadlineExceeded(EngineError, TimeoutError):
+class DeadlineError(EngineError, TimeoutError):
     """The answer was not there in time."""
 
 
-class QueueFull(EngineError):
+class QueueFullError(EngineError):
     """As many requests are waiting as may; `retry_after_seconds` is when there should be room again."""
 
     def __init__(self, message: str, retry_after_seconds: int) -> None:
@@ -72,7 +72,7 @@ class QueueFull(EngineError):
         return str(self.args[0])
 
 
-class PromptTooLong(UsageError):
+class PromptTooLongError(UsageError):
     """A prompt leaves no room for an answer in the base model's context."""
 
 
@@ -82,8 +82,8 @@ class Engine(Protocol):
     async def submit(self, request: EngineRequest) -> EngineAnswer:
         """The answer. Cancelling the call drops the request where it has not started yet.
 
-        Raises NotFoundError for an adapter that is not loaded, PromptTooLong, QueueFull, DeadlineExceeded,
-        EngineClosed, and EngineError where generation failed.
+        Raises NotFoundError for an adapter that is not loaded, PromptTooLongError, QueueFullError, DeadlineError,
+        EngineClosedError, and EngineError where generation failed.
         """
         ...
 

@@ -14,13 +14,13 @@ from neuroweaver.errors import IntegrityError, NotFoundError, UsageError
 from neuroweaver.tasks import LEAD_QUALIFICATION, PARTS_LOOKUP
 from serving.engine.local import LocalEngine
 from serving.engine.protocol import (
-    DeadlineExceeded,
+    DeadlineError,
     EngineAnswer,
-    EngineClosed,
+    EngineClosedError,
     EngineError,
     EngineRequest,
-    PromptTooLong,
-    QueueFull,
+    PromptTooLongError,
+    QueueFullError,
 )
 
 SALES, PARTS = "automotive-sales@1", "parts-specialist@1"
@@ -83,7 +83,8 @@ def test_engine_answers_with_the_json_of_the_task(engine: LocalEngine) -> None:
     answer = asyncio.run(engine.submit(part()))
     assert answers.parse(PARTS_LOOKUP, answer.text) is not None
     assert 0 < answer.confidence <= 1
-    assert answer.prompt_tokens > 0 and answer.answer_tokens > 0
+    assert answer.prompt_tokens > 0
+    assert answer.answer_tokens > 0
     assert engine.stats().answered == 1
 
 
@@ -117,7 +118,7 @@ def test_engine_refuses_what_does_not_fit_the_queue_and_says_when_to_come_back(
         running = await gate.occupy(engine)
         waiting = [asyncio.create_task(engine.submit(lead())) for _ in range(3)]
         await until_queued(engine, 3)
-        with pytest.raises(QueueFull) as refused:
+        with pytest.raises(QueueFullError) as refused:
             await engine.submit(lead())
         assert refused.value.retry_after_seconds >= 1
         gate.opened.set()
@@ -134,7 +135,7 @@ def test_engine_keeps_the_deadline_and_drops_what_has_not_started(
 
     async def wait_too_long() -> None:
         running = await gate.occupy(engine)
-        with pytest.raises(DeadlineExceeded, match=r"0\.05 seconds"):
+        with pytest.raises(DeadlineError, match=r"0\.05 seconds"):
             await engine.submit(lead(timeout_seconds=0.05))
         assert engine.stats().queued == 0
         gate.opened.set()
@@ -174,10 +175,12 @@ def test_engine_lives_on_after_a_batch_that_failed(
     gate.opened.set()
     with pytest.raises(EngineError, match="generation failed"):
         asyncio.run(engine.submit(lead()))
-    assert "RuntimeError" in caplog.text and "Tacoma" not in caplog.text
+    assert "RuntimeError" in caplog.text
+    assert "Tacoma" not in caplog.text
     gate.error = None
     assert json.loads(asyncio.run(engine.submit(lead())).text)
-    assert engine.stats().alive and engine.stats().failed == 1
+    assert engine.stats().alive
+    assert engine.stats().failed == 1
 
 
 def test_engine_refuses_a_prompt_without_room_for_an_answer_and_answers_the_others(engine: LocalEngine) -> None:
@@ -185,7 +188,8 @@ def test_engine_refuses_a_prompt_without_room_for_an_answer_and_answers_the_othe
         return await asyncio.gather(engine.submit(lead("x" * 5000)), engine.submit(lead()), return_exceptions=True)
 
     too_long, answer = asyncio.run(ask())
-    assert isinstance(too_long, PromptTooLong) and isinstance(answer, EngineAnswer)
+    assert isinstance(too_long, PromptTooLongError)
+    assert isinstance(answer, EngineAnswer)
 
 
 def test_engine_knows_only_the_adapters_that_were_loaded(engine: LocalEngine) -> None:
@@ -241,12 +245,12 @@ def test_engine_fails_the_waiting_when_it_closes_and_takes_nothing_more(
         waiting = asyncio.create_task(engine.submit(lead()))
         await until_queued(engine, 1)
         closing = asyncio.create_task(asyncio.to_thread(engine.close))
-        with pytest.raises(EngineClosed):
+        with pytest.raises(EngineClosedError):
             await waiting
         gate.opened.set()
         await closing
         assert (await running).text
-        with pytest.raises(EngineClosed):
+        with pytest.raises(EngineClosedError):
             await engine.submit(lead())
 
     asyncio.run(close())

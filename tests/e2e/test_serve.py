@@ -1,0 +1,236 @@
+"""The service as people start it: BentoML's own process, a real registry, HTTP."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SQLAlchemy's, about MLflow
+
+STARTUP_SECONDS = 120
+LEAD: dict[str, Any] = {
+    "agentType": "sales",
+    "promptTemplate": "salesAgent.leadQualification",
+    "variables": {"customerMessage": "Looking for a used Tacoma under 30k"},
+    "context": {"dealership": "north", "department": "sales"},
+}
+DIAGNOSIS: dict[str, Any] = {
+    "agentType": "service",
+    "promptTemplate": "serviceAgent.diagnosticAssistance",
+    "variables": {"year": 2019, "make": "Honda", "model": "Accord", "complaint": "grinding when braking"},
+    "context": {"dealership": "north", "department": "service"},
+}
+
+
+@dataclass
+class Service:
+    """A running service. `group` is its process group, in which nothing may be left at the end."""
+
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    log: Path
+
+    def wait_until(self, path: str, status: int) -> httpx.Response:
+        end = time.monotonic() + STARTUP_SECONDS
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                response = self.client.get(path)
+                if response.status_code == status:
+                    return response
+            except httpx.TransportError:
+                pass
+            time.sleep(0.2)
+        raise AssertionError(f"{path} never answered {status}: {self.log.read_text()}")
+
+    def stop(self) -> int:
+        """SIGTERM to the process that was started, and the exit status it ends with."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            raise
+
+    def leftovers(self) -> bool:
+        try:
+            os.killpg(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+def start(home: Path, base: str, log: Path) -> Service:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("NEUROWEAVER_", "MLFLOW_"))
+    }
+    environment |= {
+        "NEUROWEAVER_HOME": str(home), "NEUROWEAVER_BASE_MODEL": base, "OMP_NUM_THREADS": "1",
+        "BENTOML_HOME": str(home / "bentoml"), "BENTOML_DO_NOT_TRACK": "True",
+    }  # fmt: skip
+    command = [sys.executable, "-m", "bentoml", "serve", "serving.service:NeuroWeaver"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=home, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    return Service(process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60), log)
+
+
+@pytest.fixture
+def run_service(tmp_path: Path) -> Iterator[Callable[[Path, str], Service]]:
+    started: list[Service] = []
+
+    def run(home: Path, base: str) -> Service:
+        started.append(start(home, base, tmp_path / "service.log"))
+        return started[-1]
+
+    yield run
+    for service in started:
+        service.client.close()
+        if service.process.poll() is None:
+            service.stop()
+
+
+def register(home: Path, folders: dict[str, Path]) -> None:
+    """A registry as the training side writes it: one champion per model type."""
+    from mlflow.tracking import MlflowClient
+
+    store = home / "mlflow" / "mlflow.db"
+    store.parent.mkdir(parents=True)
+    client = MlflowClient(f"sqlite:///{store}")
+    for model_type, folder in folders.items():
+        client.create_registered_model(model_type)
+        tags = {"accuracy": "0.875", "dataset_rows": "40", "trained_at": "2026-01-02T03:04:05Z"}
+        version = client.create_model_version(model_type, folder.as_uri(), tags=tags)
+        client.set_registered_model_alias(model_type, "champion", version.version)
+
+
+def test_service_answers_with_the_champions_and_ends_cleanly(
+    tiny_base: Path,
+    tiny_adapter: Callable[..., Path],
+    run_service: Callable[[Path, str], Service],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    home = tmp_path / "home"
+    types = {"automotive-sales": 1, "service-advisor": 2}
+    register(home, {model_type: tiny_adapter(model_type, seed) for model_type, seed in types.items()})
+    service = run_service(home, str(tiny_base))
+    client = service.client
+    service.wait_until("/livez", 200)
+    early = client.get("/readyz")
+    assert early.status_code in (200, 503)
+    service.wait_until("/readyz", 200)
+
+    models = client.get("/api/v1/models").json()
+    assert [model["id"] for model in models["data"]["models"]] == ["automotive-sales@1", "service-advisor@1"]
+    assert models["data"]["models"][0]["accuracy"] == 0.875
+    assert models["pagination"]["total"] == 2
+
+    with ThreadPoolExecutor(2) as pool:
+        lead, diagnosis = pool.map(lambda body: client.post("/api/v1/prompts", json=body), (LEAD, DIAGNOSIS))
+    assert lead.status_code == 200, lead.text
+    assert lead.json()["data"]["modelUsed"] == "automotive-sales@1"
+    assert lead.json()["data"]["content"]["structuredData"]["grade"] in ("hot", "warm", "cold")
+    assert diagnosis.json()["data"]["modelUsed"] == "service-advisor@1"
+    assert diagnosis.json()["data"]["automotive"]["department"] == "service"
+
+    part = {"agentType": "parts", "promptTemplate": "partsAgent.partsLookup", "variables": {"request": "pads"}}
+    for body, status in (
+        (LEAD | {"routing": {"preferredModel": "automotive-sales@7"}}, 404),
+        (LEAD | part, 404),
+        (LEAD | {"variables": {}}, 422),
+        (LEAD | {"role": "admin"}, 422),
+    ):
+        refused = client.post("/api/v1/prompts", json=body)
+        assert refused.status_code == status, refused.text
+        assert refused.json()["success"] is False
+    assert client.get("/nothing").json()["code"] == "not_found"
+
+    metrics = client.get("/metrics").text
+    assert 'neuroweaver_engine_requests_total{outcome="answered"} 2' in metrics
+    assert "bentoml_service_request_total" in metrics
+
+    assert service.stop() == 0, service.log.read_text()
+    assert not service.leftovers()
+    assert "Tacoma" not in service.log.read_text()
+
+
+def test_service_without_any_champion_is_ready_and_makes_no_registry(
+    tiny_base: Path, run_service: Callable[[Path, str], Service], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    service = run_service(home, str(tiny_base))
+    service.wait_until("/readyz", 200)
+    assert service.client.get("/api/v1/models").json()["data"]["models"] == []
+    refused = service.client.post("/api/v1/prompts", json=LEAD)
+    assert refused.status_code == 404
+    assert "make train" in refused.json()["errors"][0]
+    assert not (home / "mlflow").exists()
+
+
+def test_service_without_its_base_model_is_neither_ready_nor_alive_and_says_why(
+    run_service: Callable[[Path, str], Service], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    service = run_service(home, str(tmp_path / "nowhere"))
+    service.wait_until("/livez", 503)
+    assert "nowhere" in service.client.get("/readyz").text
+    answer = service.client.get("/api/v1/models")
+    assert answer.status_code == 503
+    assert answer.json()["code"] == "unavailable"
+
+
+def test_service_drops_who_left_and_finishes_what_runs_before_it_ends(
+    tiny_base: Path, tiny_adapter: Callable[..., Path], run_service: Callable[[Path, str], Service], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    register(home, {"service-advisor": tiny_adapter("service-advisor", 2)})
+    service = run_service(home, str(tiny_base))
+    service.wait_until("/readyz", 200)
+
+    def metrics() -> str:
+        return service.client.get("/metrics").text
+
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(service.client.post, "/api/v1/prompts", json=DIAGNOSIS)
+        while "neuroweaver_engine_running 1" not in metrics():
+            assert not running.done()
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{service.client.base_url}/api/v1/prompts", json=DIAGNOSIS, timeout=0.2)
+        assert service.client.get("/readyz").status_code == 200, "it answers while it computes"
+        assert 'outcome="dropped"} 1' in metrics()
+        assert not running.done()
+        assert service.stop() == 0, service.log.read_text()
+        assert running.result().status_code == 200
+    assert not service.leftovers()
+
+
+def test_service_can_be_ended_while_it_loads(
+    tiny_base: Path, run_service: Callable[[Path, str], Service], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    service = run_service(home, str(tiny_base))
+    service.wait_until("/livez", 200)
+    assert service.stop() == 0, service.log.read_text()
+    assert not service.leftovers()
