@@ -74,8 +74,11 @@ def read_manifest(folder: Path) -> Manifest:
     """
     if not (folder / MANIFEST).is_file() or not (folder / WEIGHTS).is_file():
         raise NotFoundError(f"{folder} holds no adapter ({MANIFEST} and {WEIGHTS})")
-    fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    manifest = Manifest(**fields | {"tasks": tuple(fields["tasks"]), "dataset_ids": tuple(fields["dataset_ids"])})
+    try:
+        fields = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = Manifest(**fields | {"tasks": tuple(fields["tasks"]), "dataset_ids": tuple(fields["dataset_ids"])})
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{folder / MANIFEST} is damaged: {error}") from error
     found = files.sha256(folder / WEIGHTS)
     if found != manifest.weights_sha256:
         raise IntegrityError(

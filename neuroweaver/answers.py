@@ -101,7 +101,7 @@ def parse(task: Task, text: str) -> dict[str, Any] | None:
     """The answer as label columns, or None where `text` is no valid answer of the task."""
     try:
         found = dict(_leaves(task.layout, json.loads(text)))
-    except (ValueError, KeyError, IndexError, TypeError):
+    except (ValueError, KeyError, IndexError, TypeError, RecursionError):
         return None
     return found if all(_allowed(task.column(name), value) for name, value in found.items()) else None
 

@@ -70,14 +70,18 @@ def locate(name: str, home: Path) -> BaseModel:
     weights = _weights(folder)
     if _is_local(name) and not manifest_path.exists():
         return BaseModel(name, folder.name, folder, _hash(weights))
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+    try:
+        manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
+        recorded, title = str(manifest["sha256"]), str(manifest["title"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{manifest_path} is damaged: delete its folder and run `neuroweaver setup`") from error
     found = _hash(weights)
-    if found != manifest["sha256"]:
+    if found != recorded:
         raise IntegrityError(
             f"base model {name!r} in {folder}: weights have SHA-256 {found[:16]}…, "
-            f"recorded is {manifest['sha256'][:16]}…; delete the folder and run `neuroweaver setup`"
+            f"recorded is {recorded[:16]}…; delete the folder and run `neuroweaver setup`"
         )
-    return BaseModel(name, manifest["title"], folder, found)
+    return BaseModel(name, title, folder, found)
 
 
 def fetch(name: str, home: Path) -> BaseModel:
@@ -101,22 +105,23 @@ def fetch(name: str, home: Path) -> BaseModel:
 
 def load(base: BaseModel) -> tuple[Any, Any]:
     """`(model, tokenizer)`: a causal language model in fp32, and the tokenizer with its chat template."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     with _quiet_transformers():
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+        tokenizer = load_tokenizer(base)
         model = AutoModelForCausalLM.from_pretrained(
             base.folder, dtype="float32", local_files_only=True, use_safetensors=True
         )
-    if tokenizer.chat_template is None:
-        raise InputError(f"base model {base.name!r} has no chat template: use an instruct model")
     return model.eval(), tokenizer
 
 
 def load_tokenizer(base: BaseModel) -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    if tokenizer.chat_template is None:
+        raise InputError(f"base model {base.name!r} has no chat template: use an instruct model")
+    return tokenizer
 
 
 def _is_local(name: str) -> bool:
@@ -190,7 +195,7 @@ def _download_hub(name: str, folder: Path) -> None:
     patterns = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
     try:
         snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=patterns)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise NotFoundError(f"can't download {name}: {str(error).splitlines()[0]}") from error
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from uuid import uuid4
 
+from safetensors import SafetensorError
+
 from neuroweaver.errors import StorageError
 
 
@@ -72,6 +74,8 @@ def storage_errors(path: Path) -> Iterator[None]:
     """Turn a full disk or a forbidden folder into one clear StorageError."""
     try:
         yield
+    except SafetensorError as error:  # how safetensors reports that it could not write
+        raise StorageError(f"can't write {path}: {error}") from error
     except OSError as error:
         reasons = {
             errno.ENOSPC: "no space left on the disk",

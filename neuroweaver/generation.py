@@ -58,6 +58,7 @@ class _Row:
     length: int = 0
     answer: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
+    ended: bool = False  # by choosing the end-of-text token, which is no part of the answer
 
 
 class Generator:
@@ -68,11 +69,13 @@ class Generator:
         self.tokenizer = tokenizer
         self._vocabulary = from_tokenizer(tokenizer, n_vocab=model.config.vocab_size)
         self._matchers: dict[str, LLMatcher] = {}
+        self._mixed = False
 
     @torch.inference_mode()
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
         """One answer per prompt, in order. All rows share a batch; each leaves it when it is complete."""
         self.model.eval()
+        self._activate({prompt.adapter for prompt in prompts})
         rows = [_Row(i, prompt, self._matcher(prompt.task), list(prompt.tokens)) for i, prompt in enumerate(prompts)]
         done: dict[int, Generated] = {}
         for row in rows:
@@ -90,6 +93,19 @@ class Generator:
                     cache.batch_select_indices(torch.tensor(left))
                     seen = seen[left]
         return [done[index] for index in range(len(prompts))]
+
+    def _activate(self, adapters: set[str]) -> None:
+        """Choose the adapter where all rows have the same one: cheaper than choosing row by row."""
+        if not hasattr(self.model, "peft_config"):
+            return
+        self._mixed = len(adapters) > 1
+        if not self._mixed:
+            (name,) = adapters
+            if name == BASE:
+                self.model.base_model.disable_adapter_layers()
+                return
+            self.model.set_adapter(name, inference_mode=True)
+        self.model.base_model.enable_adapter_layers()
 
     def _matcher(self, task: Task) -> LLMatcher:
         if task.name not in self._matchers:
@@ -141,7 +157,7 @@ class Generator:
             row.length += len(row.unread)
             row.unread = []
         seen = torch.cat([seen, fresh], dim=1)
-        adapters = {"adapter_names": [row.prompt.adapter for row in rows]} if hasattr(self.model, "peft_config") else {}
+        adapters = {"adapter_names": [row.prompt.adapter for row in rows]} if self._mixed else {}
         output = self.model(
             input_ids=tokens,
             position_ids=positions,
@@ -161,6 +177,7 @@ class Generator:
         token = int(log_probabilities.argmax())
         row.log_probabilities.append(float(log_probabilities[token]))
         if token == self.tokenizer.eos_token_id:
+            row.ended = True
             return True
         if not row.matcher.consume_token(token):
             raise NeuroWeaverError(f"constrained decoding failed: {row.matcher.get_error()}")
@@ -179,5 +196,5 @@ class Generator:
             confidence=math.exp(sum(row.log_probabilities) / chosen),
             prompt_tokens=len(row.prompt.tokens),
             chosen_tokens=chosen,
-            forced_tokens=len(row.answer) - chosen,
+            forced_tokens=len(row.answer) - chosen + row.ended,
         )

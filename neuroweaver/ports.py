@@ -1,10 +1,24 @@
-"""Network ports: say early, and clearly, that one is taken."""
+"""Network addresses: say early, and clearly, that one is taken or not allowed."""
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
-from neuroweaver.errors import NeuroWeaverError
+from neuroweaver.errors import NeuroWeaverError, UsageError
+
+
+def require_loopback(host: str) -> None:
+    """Raises UsageError where `host` can be reached from other machines: the service asks for no token yet."""
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost"
+    if not is_loopback:
+        raise UsageError(
+            f"can't serve on {host!r}: the service has no authentication yet, so only loopback is allowed "
+            "(127.0.0.1, ::1, localhost); put an authenticating proxy in front"
+        )
 
 
 def require_free(host: str, port: int) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from neuroweaver import pii
 from neuroweaver.errors import UsageError
 from neuroweaver.tasks import Task
 
@@ -20,18 +21,16 @@ def user_turn(task: Task, row: Mapping[str, Any]) -> str:
 
 
 def fill(task: Task, values: Mapping[str, Any]) -> str:
-    """The task's template filled from template variables. A value is text, also where it holds braces."""
+    """The task's template filled from template variables. A value is text, also where it holds braces.
+
+    Personal data is replaced here too, so that a model is asked as it was trained.
+    """
 
     def replace(match: re.Match[str]) -> str:
         value = values.get(match[1])
-        return NOT_STATED if value is None or value == "" else " ".join(str(value).split())
+        return NOT_STATED if value is None or value == "" else pii.redact(" ".join(str(value).split()))[0]
 
     return _VARIABLE.sub(replace, task.template)
-
-
-def fixed_prefix(task: Task) -> str:
-    """What every prompt of the task begins with: the template up to its first variable."""
-    return _VARIABLE.split(task.template, maxsplit=1)[0]
 
 
 def check_variables(task: Task, variables: Mapping[str, Any]) -> None:
@@ -45,7 +44,12 @@ def check_variables(task: Task, variables: Mapping[str, Any]) -> None:
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of the chat template with `text` as the user turn, up to where the assistant begins."""
+    """Token ids of the chat template with `text` as the user turn, up to where the assistant begins.
+
+    Control tokens that `text` spells out stay text: no customer can end the turn and speak as the assistant.
+    """
+    for token in tokenizer.all_special_tokens:
+        text = text.replace(token, f"{token[:1]} {token[1:]}")
     turn = [{"role": "user", "content": text}]
     rendered = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
     ids: list[int] = tokenizer(rendered, add_special_tokens=False).input_ids

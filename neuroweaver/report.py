@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from datetime import date
+from fractions import Fraction
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -85,6 +88,33 @@ class ValidationReport(_Part):
     def with_tokens(self, tokens: TokenCounts) -> ValidationReport:
         """The same report once the rows have been counted in tokens."""
         return self.model_copy(update={"tokens": tokens})
+
+    def with_errors(self, found: Sequence[Finding]) -> ValidationReport:
+        """The same report with rows that were valid so far quarantined, one for each finding."""
+        if not found:
+            return self
+        rows = self.rows.model_copy(
+            update={
+                "valid": (self.rows.valid or 0) - len(found),
+                "quarantined": (self.rows.quarantined or 0) + len(found),
+            }
+        )
+        by_rule = Counter(self.by_rule) + Counter(entry.rule for entry in found)
+        return self.model_copy(
+            update={
+                "rows": rows,
+                "errors": (*self.errors, *found)[:LISTED],
+                "errors_truncated": self.errors_truncated or len(self.errors) + len(found) > LISTED,
+                "by_rule": dict(sorted(by_rule.items())),
+            }
+        )
+
+    def judged(self, max_quarantined: float) -> ValidationReport:
+        """The same report, refused where too many rows are quarantined by now, or none is valid."""
+        rows = self.rows
+        share = Fraction(str(max_quarantined))
+        is_refused = not rows.valid or (rows.quarantined or 0) > share * (rows.total or 0)
+        return self.model_copy(update={"valid": self.valid and not is_refused})
 
     def with_leakage(self, leakage: Leakage) -> ValidationReport:
         """The same report once the dataset has been split."""

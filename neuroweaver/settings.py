@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import yaml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
@@ -64,10 +65,12 @@ class Settings(BaseSettings):
     def masked(self) -> dict[str, object]:
         """Every setting as plain values; passwords inside URLs are not shown."""
         values = self.model_dump(mode="json")
-        return {
-            key: re.sub(r"://([^:/@]+):[^@]+@", r"://\1:***@", v) if isinstance(v, str) else v
-            for key, v in values.items()
-        }
+        return {key: masked_url(value) if isinstance(value, str) else value for key, value in values.items()}
+
+
+def masked_url(url: str) -> str:
+    """`url` without the password it may hold."""
+    return re.sub(r"://([^:/@]*):[^@]+@", r"://\1:***@", url)
 
 
 def load() -> Settings:
@@ -80,8 +83,10 @@ def load() -> Settings:
         )
     try:
         return Settings()
-    except ValidationError as error:
-        raise ConfigError("settings: " + "; ".join(describe(error))) from None
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, ValidationError):
+            raise ConfigError("settings: " + "; ".join(describe(error))) from None
+        raise ConfigError(f"settings: {FILE} must hold keys and values: {' '.join(str(error).split())}") from None
 
 
 def describe(error: ValidationError) -> list[str]:

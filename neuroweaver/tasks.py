@@ -88,8 +88,8 @@ def _label(name: str, values: tuple[str, ...]) -> Column:
 
 
 _YEAR = Column("year", "integer", required=False, minimum=1900, maximum=LATEST_MODEL_YEAR)
-_MAKE = Column("make", "name", required=False, maximum=40)
-_MODEL = Column("model", "name", required=False, maximum=40)
+_MAKE = Column("make", "name", required=False, maximum=24)
+_MODEL = Column("model", "name", required=False, maximum=32)
 _VIN = Column("vin", "text", required=False, maximum=17)
 
 LEAD_QUALIFICATION = Task(
@@ -137,9 +137,9 @@ OBJECTION_HANDLING = Task(
     ),
     inputs=(Column("objection", "text"), Column("vehicle_details", "text")),
     labels=(
-        Column("price_response", "text", maximum=280),
-        Column("features_response", "text", maximum=280),
-        Column("value_response", "text", maximum=280),
+        Column("price_response", "text", maximum=200),
+        Column("features_response", "text", maximum=200),
+        Column("value_response", "text", maximum=200),
     ),
     layout=[
         {"angle": "price", "response": Leaf("price_response")},
@@ -158,8 +158,8 @@ SERVICE_DIAGNOSIS = Task(
     ),
     inputs=(
         Column("year", "integer", minimum=1900, maximum=LATEST_MODEL_YEAR),
-        Column("make", "name", maximum=40),
-        Column("model", "name", maximum=40),
+        Column("make", "name", maximum=24),
+        Column("model", "name", maximum=32),
         Column("mileage", "integer", required=False, maximum=2_000_000),
         Column("complaint", "text"),
         _VIN,
@@ -188,8 +188,8 @@ PARTS_LOOKUP = Task(
     ),
     inputs=(Column("request", "text"), _YEAR, _MAKE, _MODEL, _VIN),
     labels=(
-        Column("part_name", "name", maximum=80),
-        Column("part_number", "name", required=False, maximum=40),
+        Column("part_name", "name", maximum=60),
+        Column("part_number", "name", required=False, maximum=32),
         _label("position", words.POSITIONS),
         Column("quantity", "integer", minimum=1, maximum=1000),
     ),

@@ -33,6 +33,7 @@ class State:
     best_step: int = 0
     best_loss: float = math.inf
     bad_evaluations: int = 0
+    seconds: float = 0.0
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -50,6 +51,7 @@ def save(folder: Path, peft_model: Any, optimizer: torch.optim.Optimizer, state:
             "best_step": state.best_step,
             "best_loss": state.best_loss if math.isfinite(state.best_loss) else None,
             "bad_evaluations": state.bad_evaluations,
+            "seconds": state.seconds,
             "sha256": files.sha256(new / _TENSORS),
         }
         (new / _MARKER).write_text(json.dumps(counters), encoding="utf-8")
@@ -59,13 +61,18 @@ def save(folder: Path, peft_model: Any, optimizer: torch.optim.Optimizer, state:
 
 
 def load_newest(folder: Path, peft_model: Any, optimizer: torch.optim.Optimizer) -> State:
-    """Put the newest whole checkpoint's state into model and optimizer; a fresh State where there is none."""
+    """Put the newest whole checkpoint's state into model and optimizer; a fresh State where there is none.
+
+    Folders that were cut off or damaged are removed, so that their step can be saved again.
+    """
     for candidate in reversed(_folders(folder)):
-        marker = candidate / _MARKER
-        if not marker.is_file():
-            continue
-        counters = json.loads(marker.read_text(encoding="utf-8"))
-        if files.sha256(candidate / _TENSORS) != counters["sha256"]:
+        try:
+            counters = json.loads((candidate / _MARKER).read_text(encoding="utf-8"))
+            is_whole = files.sha256(candidate / _TENSORS) == counters["sha256"]
+        except (OSError, ValueError, KeyError):
+            is_whole = False
+        if not is_whole:
+            shutil.rmtree(candidate, ignore_errors=True)
             continue
         groups: dict[str, dict[str, torch.Tensor]] = {"weight": {}, "best": {}, "adam": {}}
         for name, value in load_file(candidate / _TENSORS).items():
@@ -78,7 +85,14 @@ def load_newest(folder: Path, peft_model: Any, optimizer: torch.optim.Optimizer)
             moments.setdefault(int(index), {})[moment] = value
         optimizer.load_state_dict(optimizer.state_dict() | {"state": moments})
         best_loss = math.inf if counters["best_loss"] is None else counters["best_loss"]
-        return State(counters["step"], counters["best_step"], best_loss, counters["bad_evaluations"], groups["best"])
+        return State(
+            counters["step"],
+            counters["best_step"],
+            best_loss,
+            counters["bad_evaluations"],
+            counters["seconds"],
+            groups["best"],
+        )
     return State()
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from click import ClickException
 from rich.console import Console
 
 from neuroweaver import __version__, settings
@@ -45,11 +45,12 @@ def main_options(
 def setup() -> None:
     """Fetch the base model and prepare the data folder. Does nothing the second time."""
     from neuroweaver import base_model
-    from pipelines.tracking import Tracker
+    from pipelines.tracking import Tracker, tracking_errors
 
     current = settings.load()
     base = base_model.fetch(current.base_model, current.home)
-    Tracker(current).initialise()
+    with tracking_errors(current):
+        Tracker(current).initialise()
     out.print(f"base model {base.title}, SHA-256 {base.sha256[:16]}…, in {base.folder}", highlight=False)
 
 
@@ -122,7 +123,9 @@ def train(
         list[Path] | None, typer.Option("--data", help="Train on this file instead of the config's (repeatable).")
     ] = None,
     task: TaskName = None,
-    local: Annotated[bool, typer.Option("--local", help="Without Ray, in this process; the same weights.")] = False,
+    local: Annotated[
+        bool, typer.Option("--local", help="Without Ray, in this process; the same weights for the same steps.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Validate, fine-tune on Ray, track in MLflow, evaluate, and promote if the gate passes."""
@@ -130,6 +133,8 @@ def train(
 
     current = settings.load()
     loaded = configs.load_config(config_file, overrides or [])
+    if task and not data:
+        raise UsageError("--task goes with --data: the config's own files say their task")
     if data:
         loaded = configs.with_data(loaded, data, task)
     from pipelines import console, tracking
@@ -168,7 +173,7 @@ def evaluate(
         return
     out.print(console.scores_table(result))
     if result["skipped"]:
-        err.print(f"{result['skipped']} rows were not usable: `neuroweaver validate {data} --model-type …` says why")
+        err.print(f"{result['skipped']} rows were not usable: `neuroweaver validate` says why")
 
 
 @app.command()
@@ -198,10 +203,14 @@ def serve(
     current = settings.load()
     from neuroweaver import base_model, ports
 
-    base_model.locate(current.base_model, current.home)
     chosen = (host or current.host, port or current.port)
+    ports.require_loopback(chosen[0])
     ports.require_free(*chosen)
+    base_model.locate(current.base_model, current.home)
     os.environ["NEUROWEAVER_HOME"] = str(current.home)
+    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
+    os.environ.setdefault("BENTOML_HOME", str(current.home / "bentoml"))
+    (current.home / "bentoml").mkdir(parents=True, exist_ok=True)
     command = ["bentoml", "serve", "serving.service:NeuroWeaver", "--host", chosen[0], "--port", str(chosen[1])]
     executable = Path(sys.executable).with_name("bentoml")
     out.print(
@@ -218,11 +227,16 @@ def mlflow(
 ) -> None:
     """Open the MLflow server on the runs of this data folder."""
     from neuroweaver import ports
-    from pipelines.tracking import Tracker
+    from pipelines.tracking import Tracker, tracking_errors
 
     current = settings.load()
-    Tracker(current).initialise()
+    if current.mlflow_tracking_uri.startswith(("http:", "https:")):
+        out.print(f"the runs are at {settings.masked_url(current.mlflow_tracking_uri)}", highlight=False)
+        return
+    ports.require_loopback(host)
     ports.require_free(host, port)
+    with tracking_errors(current):
+        Tracker(current).initialise()
     executable = Path(sys.executable).with_name("mlflow")
     command = ["mlflow", "server", "--backend-store-uri", current.tracking_uri, "--host", host, "--port", str(port)]
     command += ["--default-artifact-root", current.artifact_root.as_uri(), "--workers", "1"]
@@ -249,10 +263,13 @@ def _day(option: str, text: str | None) -> date | None:
 def main() -> None:
     """The console script: errors a user can act on are one line on stderr, without a traceback."""
     debug = "--debug" in sys.argv
+    if not debug:  # other projects' deprecations are not the user's business
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
     try:
         code: Any = app(standalone_mode=False)
-    except ClickException as error:
-        _fail(error.format_message().replace("\n", " "), EXIT_WRONG_CALL)
+    except typer.TyperException as error:
+        _fail(" ".join(error.format_message().split()), EXIT_WRONG_CALL)
     except NeuroWeaverError as error:
         if debug:
             raise
@@ -263,6 +280,11 @@ def main() -> None:
         if debug:
             raise
         _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}", EXIT_FAILED)
+    except Exception as error:
+        if debug:
+            raise
+        text = " ".join(str(error).split())[:300]
+        _fail(f"unexpected {type(error).__name__}: {text} (--debug shows where)", EXIT_FAILED)
     else:
         sys.exit(code if isinstance(code, int) else 0)
 

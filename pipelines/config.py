@@ -39,11 +39,13 @@ class LoraSection(_Section):
 class TrainingSection(_Section):
     epochs: int = Field(1, ge=1, le=1000)
     max_steps: int | None = Field(None, ge=1)
+    max_minutes: float | None = Field(None, gt=0, description="time budget; the schedule ends with it on slow machines")
     batch_size: int = Field(8, ge=1, le=4096)
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
+    adam_beta2: float = Field(0.999, gt=0, lt=1, description="lower adapts faster, for runs of few steps")
     max_grad_norm: float = Field(1.0, gt=0)
     max_tokens: int = Field(1024, ge=16, description="longest example, prompt and completion together")
     eval_steps: int = Field(25, ge=1)
@@ -55,7 +57,7 @@ class TrainingSection(_Section):
 class EvaluationSection(_Section):
     max_rows: int = Field(120, ge=1, description="held-out rows to score per task")
     max_text_rows: int = Field(12, ge=1, description="the same where the whole answer is free text: slow to write")
-    batch_size: int = Field(24, ge=1)
+    batch_size: int = Field(48, ge=1)
 
 
 class GateSection(_Section):
@@ -103,13 +105,19 @@ def load_config(path: Path, overrides: list[str] | None = None) -> FinetuneConfi
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold keys and values, got {type(values).__name__}")
+    problems = []
     for override in overrides or []:
-        _apply(values, override)
+        try:
+            _apply(values, override)
+        except ConfigError as error:
+            problems.append(str(error))
     try:
-        return FinetuneConfig.model_validate(values)
+        config = FinetuneConfig.model_validate(values)
     except ValidationError as error:
-        problems = [line + _suggestion(line) for line in describe(error)]
-        raise ConfigError(f"{path}: " + "; ".join(problems)) from None
+        problems += [line + _suggestion(line) for line in describe(error)]
+    if problems:
+        raise ConfigError(f"{path}: " + "; ".join(problems))
+    return config
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -13,7 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 
 from neuroweaver.report import ValidationReport
-from neuroweaver.settings import Settings
+from neuroweaver.settings import Settings, masked_url
+from neuroweaver.tasks import TASKS
 from pipelines.train import Outcome
 
 _LINES_PER_FINE_TUNE = 20
@@ -55,20 +56,18 @@ class TerminalReporter:
             self._print(f"validation loss {event['eval_loss']:.4f}{' (best)' if event['best'] else ''}")
         elif kind == "Finished":
             early = " (stopped early)" if event["stopped_early"] else ""
+            early = " (training.max_minutes is used up)" if event["out_of_time"] else early
             self._print(f"trained in {_duration(event['seconds'])}{early}, weights of step {event['best_step']}")
 
     @contextlib.contextmanager
     def scoring(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        done, started, shown = 0, time.monotonic(), 0.0
+        done, started = 0, time.monotonic()
 
         def advance(rows: int, total: int) -> None:
-            nonlocal done, shown
+            nonlocal done
             done += rows
-            now = time.monotonic()
-            if now - shown > 5 or done == total:
-                left = (now - started) / done * (total - done)
-                self._print(f"{name}: {done}/{total} rows answered, {_duration(left)} left")
-                shown = now
+            left = (time.monotonic() - started) / done * (total - done)
+            self._print(f"{name}: {done}/{total} rows answered, {_duration(left)} left")
 
         yield advance
         if done == 0:
@@ -93,8 +92,9 @@ def outcome_table(outcome: Outcome) -> Table:
         if outcome.candidate[name] is not None:
             cells = [scores[name] if scores else None for scores in (outcome.base, outcome.champion, outcome.candidate)]
             table.add_row(f"[bold]{name}[/bold]", *(f"[bold]{_rate(cell)}[/bold]" for cell in cells))
+    free_text = {column.name for task in TASKS.values() for column in task.labels if column.is_free_text}
     for field, values in outcome.candidate["fields"].items():
-        measure = "f1" if field.endswith(("_response", "answer", "causes", "steps")) else "accuracy"
+        measure = "f1" if field in free_text else "accuracy"
         cells = [scores["fields"][field][measure] if scores else None for scores in (outcome.base, outcome.champion)]
         table.add_row(f"  {field} ({measure})", *map(_rate, cells), _rate(values[measure]))
     return table
@@ -114,7 +114,7 @@ def scores_table(result: dict[str, Any]) -> Table:
 
 
 def run_url(outcome: Outcome, settings: Settings) -> str:
-    server = settings.mlflow_tracking_uri or "http://127.0.0.1:5000"
+    server = masked_url(settings.mlflow_tracking_uri) or "http://127.0.0.1:5000"
     return f"{server}/#/experiments/{outcome.experiment_id}/runs/{outcome.run_id}"
 
 

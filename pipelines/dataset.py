@@ -11,7 +11,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ HELD_OUT = 0.15
 VALIDATION = 0.05
 NEAR_DUPLICATE = 0.5  # Jaccard similarity of word triples, numbers masked
 _PERMUTATIONS = 64
+_IDENTIFIERS = ("vin", "part_number")
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def store(validation: Validation, home: Path) -> Dataset:
             )
             for row, group in zip(rows, groups, strict=True)
         ]
-        report = report.model_copy(update={"leakage": Leakage(train_eval_duplicates=0, near_duplicates=near)})
+        report = report.with_leakage(Leakage(train_eval_duplicates=_leaked(examples), near_duplicates=near))
         with files.new_folder(folder) as new:
             pq.write_table(_table(examples), new / "rows.parquet")
             (new / "report.json").write_text(report.to_json(), encoding="utf-8")
@@ -116,21 +117,23 @@ def choose(examples: Sequence[DatasetRow], rows: int | None) -> list[DatasetRow]
 
 
 def _redacted(row: Row) -> Row:
-    values = {}
-    for name, value in row.values.items():
-        if isinstance(value, str):
-            value = pii.redact(value)[0]
-        elif isinstance(value, list):
-            value = [pii.redact(item)[0] for item in value]
-        values[name] = value
-    return Row(**{**vars(row), "values": values})
+    """The row with personal data replaced, wherever the report counts it; part numbers look like phone numbers."""
+    values = dict(row.values)
+    for column in TASKS[row.task].columns:
+        value = values.get(column.name)
+        if column.kind not in ("text", "name", "phrases") or column.name in _IDENTIFIERS or value is None:
+            continue
+        values[column.name] = [pii.redact(v)[0] for v in value] if isinstance(value, list) else pii.redact(value)[0]
+    identity = pii.redact(row.example_id)[0] if row.example_id else None
+    return replace(row, values=values, example_id=identity)
 
 
 def _groups(rows: Sequence[Row]) -> tuple[list[str], int]:
     """A group key per row, and the number of near-duplicates.
 
     Rows of one customer, one VIN or nearly one text share a group, and a group never stands on both sides of
-    the split. The key depends on the rows' content alone, so a customer stays on the same side in later files.
+    the split. The key depends on the rows' content alone, so a customer keeps the side in later files unless new
+    rows join groups.
     """
     parent = list(range(len(rows)))
 
@@ -193,6 +196,13 @@ def _split(groups: Sequence[str]) -> dict[str, Split]:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _leaked(examples: Sequence[DatasetRow]) -> int:
+    """Held-out or validation rows whose text, blanks and case aside, is also trained on."""
+    texts = [(" ".join(_text(TASKS[e.task], e.values).casefold().split()), e.split) for e in examples]
+    trained = {text for text, split in texts if split == "train"}
+    return sum(split != "train" and text in trained for text, split in texts)
 
 
 def _table(examples: Sequence[DatasetRow]) -> pa.Table:

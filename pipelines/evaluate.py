@@ -36,9 +36,9 @@ class Answer:
 
 
 def answer(
-    generator: Generator, tokenizer: Any, questions: Sequence[Question], *, adapter: str = BASE, batch_size: int = 24
-) -> Iterator[tuple[int, Answer]]:
-    """Yield `(index, answer)` for every question, batch by batch, questions of like length together."""
+    generator: Generator, tokenizer: Any, questions: Sequence[Question], *, adapter: str = BASE, batch_size: int = 48
+) -> Iterator[dict[int, Answer]]:
+    """Answer every question, questions of like length together; yields `{index: answer}` batch by batch."""
     encoded = [
         Prompt(prompts.encode(tokenizer, prompts.user_turn(task_named(q.task), q.values)), task_named(q.task), adapter)
         for q in questions
@@ -46,9 +46,11 @@ def answer(
     order = sorted(range(len(questions)), key=lambda i: (questions[i].task, len(encoded[i].tokens)))
     for start in range(0, len(order), batch_size):
         chunk = order[start : start + batch_size]
-        for index, generated in zip(chunk, generator.generate([encoded[i] for i in chunk]), strict=True):
-            labels = answers.parse(encoded[index].task, generated.text)
-            yield index, Answer(generated.text, labels, generated.confidence)
+        generated = generator.generate([encoded[i] for i in chunk])
+        yield {
+            index: Answer(found.text, answers.parse(encoded[index].task, found.text), found.confidence)
+            for index, found in zip(chunk, generated, strict=True)
+        }
 
 
 def score(questions: Sequence[Question], given: Sequence[Answer]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pipelines.ingest.document import CellProblem, Document, Record
 
 
 @dataclass
-class Example:
+class Draft:
     """A record on its way through the checks. `task` is None where it can't be told.
 
     `values` holds every input, and the labels that are stated (all of them unless the record is partial).
@@ -40,7 +40,7 @@ class Example:
         return {problem.column for problem in self.problems}
 
 
-def examples_of(document: Document, demands: Demands) -> tuple[list[Example], list[CellProblem]]:
+def examples_of(document: Document, demands: Demands) -> tuple[list[Draft], list[CellProblem]]:
     """The examples, and the needed columns that are missing altogether."""
     examples = [_example(record, demands) for record in document.records]
     missing = _missing_columns(document, examples, demands)
@@ -56,10 +56,10 @@ def examples_of(document: Document, demands: Demands) -> tuple[list[Example], li
     return examples, missing
 
 
-def _example(record: Record, demands: Demands) -> Example:
+def _example(record: Record, demands: Demands) -> Draft:
     problems = list(record.problems)
     if record.is_broken:
-        return Example(record, None, record.values, problems)
+        return Draft(record, None, record.values, problems)
     task, problem = _task_of(record, demands)
     if problem:
         problems.append(problem)
@@ -68,8 +68,8 @@ def _example(record: Record, demands: Demands) -> Example:
         raw, found = chat.read_turns(raw, task)
         problems.extend(found)
         if found:
-            return Example(record, None, raw, problems)
-    return Example(record, task, raw, problems)
+            return Draft(record, None, raw, problems)
+    return Draft(record, task, raw, problems)
 
 
 def _task_of(record: Record, demands: Demands) -> tuple[Task | None, CellProblem | None]:
@@ -92,7 +92,7 @@ def _tasks(demands: Demands) -> str:
     return f"one of {', '.join(task.name for task in demands.tasks)}"
 
 
-def _missing_columns(document: Document, examples: list[Example], demands: Demands) -> list[CellProblem]:
+def _missing_columns(document: Document, examples: list[Draft], demands: Demands) -> list[CellProblem]:
     whole = [example for example in examples if not example.record.is_broken]
     found: dict[str, CellProblem] = {}
     if demands.task is None and whole and "task" not in document.columns:
@@ -119,7 +119,7 @@ def _needs(task: Task | None, name: str | None, demands: Demands) -> bool:
     return any(column.name == name and column.required for column in columns)
 
 
-def _read(task: Task, group: list[Example], missing: set[str | None], demands: Demands) -> None:
+def _read(task: Task, group: list[Draft], missing: set[str | None], demands: Demands) -> None:
     typed = {column.name: _typed(column, group) for column in task.columns}
     _read_meta(group)
     label_names = {column.name for column in task.labels}
@@ -154,7 +154,7 @@ def _read(task: Task, group: list[Example], missing: set[str | None], demands: D
     _require_stated_labels(task, group)
 
 
-def _require_stated_labels(task: Task, group: Sequence[Example]) -> None:
+def _require_stated_labels(task: Task, group: Sequence[Draft]) -> None:
     """A label that a partial record states as null although it can't be null is an error, not an absence."""
     required = [column for column in task.labels if column.required]
     for example in group:
@@ -165,7 +165,7 @@ def _require_stated_labels(task: Task, group: Sequence[Example]) -> None:
                     example.problems.append(explain("missing_value", column, column.name, None))
 
 
-def _typed(column: Column, group: Sequence[Example]) -> list[Any]:
+def _typed(column: Column, group: Sequence[Draft]) -> list[Any]:
     cells = read_cells(column, [example.raw.get(column.name) for example in group])
     for position, problem in cells.problems.items():
         if column.name not in group[position].faulty_columns:
@@ -173,7 +173,7 @@ def _typed(column: Column, group: Sequence[Example]) -> list[Any]:
     return cells.values
 
 
-def _read_meta(group: Sequence[Example]) -> None:
+def _read_meta(group: Sequence[Draft]) -> None:
     for example in group:
         for name in IDENTIFIERS:
             try:

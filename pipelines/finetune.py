@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch.nn.functional import cross_entropy
 from transformers import DynamicCache
 
@@ -61,6 +61,7 @@ class Finished:
     best_step: int
     best_eval_loss: float
     stopped_early: bool
+    out_of_time: bool
     seconds: float
     weights: dict[str, torch.Tensor]
 
@@ -81,32 +82,40 @@ def finetune(
 ) -> Iterator[Event]:
     """Train LoRA weights for `model` on `train`, resuming from the newest whole checkpoint in `checkpoints`.
 
-    The weights depend on the arguments and the seed alone, not on interruptions. Raises TrainingError where
-    the loss stops being a number, ConfigError where the LoRA settings don't fit the model.
+    The weights depend on the arguments and the seed alone, not on interruptions; a time budget
+    (`training.max_minutes`), where it is used up before the steps are, adds the machine to these.
+    Raises TrainingError where the loss stops being a number, ConfigError where the LoRA settings don't fit the
+    model.
     """
     if not train or not validation:
         raise TrainingError(f"nothing to train on: {len(train)} training and {len(validation)} validation examples")
-    started = time.monotonic()
     torch.manual_seed(seed)
     peft_model = add_lora(model, lora)
     weights = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=training.learning_rate, weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(
+        weights,
+        lr=training.learning_rate,
+        betas=(0.9, training.adam_beta2),
+        weight_decay=training.weight_decay,
+    )
 
-    steps_per_epoch = math.ceil(len(batches(train, training.batch_size, seed, 0)))
+    steps_per_epoch = len(batches(train, training.batch_size, seed, 0))
     total_steps = min(training.epochs * steps_per_epoch, training.max_steps or 10**9)
+    budget_seconds = training.max_minutes * 60 if training.max_minutes else math.inf
     state = checkpoint.load_newest(checkpoints, peft_model, optimizer)
     step, best_step, best_loss, bad_evaluations = state.step, state.best_step, state.best_loss, state.bad_evaluations
     best_weights = state.best_weights
     tokens_done = 0
     loop_started = time.monotonic()
-    stopped_early = False
+    progress = max(step / total_steps, state.seconds / budget_seconds)
+    stopped_early = state.bad_evaluations >= training.patience
 
-    while step < total_steps and not stopped_early:
+    while progress < 1 and not stopped_early:
         epoch, position = divmod(step, steps_per_epoch)
         for examples in batches(train, training.batch_size, seed, epoch)[position:]:
             torch.manual_seed(seed * 1_000_003 + step)  # dropout, if any, is the same after a resume
             peft_model.train()
-            rate = training.learning_rate * schedule(step, total_steps, training)
+            rate = training.learning_rate * schedule(progress, 1 / total_steps, training)
             for group in optimizer.param_groups:
                 group["lr"] = rate
             batch = collate(examples, pad)
@@ -124,6 +133,8 @@ def finetune(
             step += 1
             tokens_done += batch.total_tokens
             elapsed = time.monotonic() - loop_started
+            progress = max(step / total_steps, (state.seconds + elapsed) / budget_seconds)
+            steps_left = (total_steps - step) * elapsed / (step - state.step)
             yield Stepped(
                 step=step,
                 total_steps=total_steps,
@@ -132,9 +143,9 @@ def finetune(
                 loss=loss.item(),
                 learning_rate=rate,
                 tokens_per_second=tokens_done / elapsed,
-                seconds_left=elapsed / (step - state.step) * (total_steps - step),
+                seconds_left=max(0.0, min(steps_left, budget_seconds - state.seconds - elapsed)),
             )
-            if step % training.eval_steps == 0 or step == total_steps:
+            if step % training.eval_steps == 0 or progress >= 1:
                 eval_loss = mean_loss(peft_model, validation, training.batch_size, pad)
                 if not math.isfinite(eval_loss):
                     raise TrainingError(f"the validation loss became {eval_loss} at step {step}")
@@ -144,13 +155,16 @@ def finetune(
                     best_step, best_loss, best_weights = step, eval_loss, lora_weights(peft_model)
                 yield Evaluated(step, eval_loss, best)
                 stopped_early = bad_evaluations >= training.patience
-            if step % training.checkpoint_steps == 0 or step == total_steps or stopped_early:
-                state_now = checkpoint.State(step, best_step, best_loss, bad_evaluations, best_weights)
+            if step % training.checkpoint_steps == 0 or progress >= 1 or stopped_early:
+                seconds = state.seconds + time.monotonic() - loop_started
+                state_now = checkpoint.State(step, best_step, best_loss, bad_evaluations, seconds, best_weights)
                 yield Checkpointed(step, checkpoint.save(checkpoints, peft_model, optimizer, state_now))
-            if step >= total_steps or stopped_early:
+            if progress >= 1 or stopped_early:
                 break
 
-    yield Finished(step, best_step, best_loss, stopped_early, time.monotonic() - started, best_weights)
+    seconds = state.seconds + time.monotonic() - loop_started
+    out_of_time = not stopped_early and step < total_steps
+    yield Finished(step, best_step, best_loss, stopped_early, out_of_time, seconds, best_weights)
 
 
 def add_lora(model: Any, lora: LoraSection) -> Any:
@@ -208,23 +222,22 @@ def mean_loss(peft_model: Any, examples: Sequence[Example], batch_size: int, pad
     return total / max(learnt, 1)
 
 
-def schedule(step: int, total_steps: int, training: TrainingSection) -> float:
-    """The factor on the learning rate at `step` (from 0): linear warm-up, then as configured down to 0."""
-    warmup = max(1, round(training.warmup_fraction * total_steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step - warmup) / max(1, total_steps - warmup)
+def schedule(progress: float, step: float, training: TrainingSection) -> float:
+    """The factor on the learning rate at `progress` (0..1): linear warm-up, then as configured down to 0.
+
+    `step` is the progress that one step makes: the first step of the warm-up is not one of rate 0.
+    """
+    warmup = max(training.warmup_fraction, step)
+    if progress < warmup:
+        return min(1.0, (progress + step) / warmup)
+    rest = (progress - warmup) / (1 - warmup) if warmup < 1 else 0.0
     if training.schedule == "linear":
-        return 1 - progress
+        return 1 - rest
     if training.schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
+        return 0.5 * (1 + math.cos(math.pi * rest))
     return 1.0
 
 
 def lora_weights(peft_model: Any) -> dict[str, torch.Tensor]:
     """A copy of the adapter's tensors, as PEFT names them in `adapter_model.safetensors`."""
     return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(peft_model).items()}
-
-
-def put_lora_weights(peft_model: Any, weights: dict[str, torch.Tensor]) -> None:
-    set_peft_model_state_dict(peft_model, weights)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from neuroweaver import adapter, base_model
+from neuroweaver import adapter, base_model, files, memory
 from neuroweaver.tasks import task_named
 from pipelines import dataset, finetune
 from pipelines.collate import Example, encode
 from pipelines.config import FinetuneConfig
-
-Emit = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -43,12 +42,13 @@ class Job:
         return self.config.ray.cpus_per_worker or len(os.sched_getaffinity(0))
 
 
-def train(job: Job, emit: Emit) -> None:
-    """Fine-tune and leave the adapter in `job.adapter_folder`. `emit` gets each event as a plain dict.
+def train(job: Job) -> Iterator[dict[str, Any]]:
+    """Fine-tune and leave the adapter in `job.adapter_folder`; yields each event as a plain dict.
 
     Called again after an interruption, it goes on from the newest whole checkpoint.
     """
     torch.set_num_threads(job.cpus)
+    memory.keep_freed()
     config = job.config
     base = base_model.locate(config.base_model, job.home)
     model, tokenizer = base_model.load(base)
@@ -56,7 +56,7 @@ def train(job: Job, emit: Emit) -> None:
     train_rows, validation_rows = training_rows(job)
     train_examples = encode_rows(tokenizer, train_rows, config.training.max_tokens)
     validation_examples = encode_rows(tokenizer, validation_rows, config.training.max_tokens)
-    emit({"event": "Loaded", "train": len(train_examples), "validation": len(validation_examples)})
+    yield {"event": "Loaded", "train": len(train_examples), "validation": len(validation_examples)}
     for event in finetune.finetune(
         model,
         train_examples,
@@ -69,7 +69,7 @@ def train(job: Job, emit: Emit) -> None:
     ):
         if isinstance(event, finetune.Finished):
             _write_adapter(job, model, base, event)
-        emit({"event": type(event).__name__, **_plain(event)})
+        yield {"event": type(event).__name__, **_plain(event)}
 
 
 def training_rows(job: Job) -> tuple[list[dataset.DatasetRow], list[dataset.DatasetRow]]:
@@ -90,23 +90,22 @@ def encode_rows(tokenizer: Any, rows: list[dataset.DatasetRow], max_tokens: int)
 
 
 def _write_adapter(job: Job, model: Any, base: base_model.BaseModel, event: finetune.Finished) -> None:
-    folder = job.adapter_folder
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.contiguous() for name, tensor in event.weights.items()}
-    save_file(tensors, folder / adapter.WEIGHTS, metadata={"format": "pt"})
     config = dict(model.peft_config["default"].to_dict())
     config |= {"inference_mode": True, "base_model_name_or_path": base.name}
-    text = json.dumps(config, indent=2, default=sorted)
-    (folder / "adapter_config.json").write_text(text, encoding="utf-8")
-    adapter.write_manifest(
-        folder,
-        model_type=job.config.model_type,
-        tasks=tuple(sorted({row.task for row in training_rows(job)[0]})),
-        base_model=base.name,
-        base_sha256=base.sha256,
-        dataset_ids=job.dataset_ids,
-        job_id=job.id,
-    )
+    shutil.rmtree(job.adapter_folder, ignore_errors=True)
+    with files.new_folder(job.adapter_folder) as folder:
+        save_file(tensors, folder / adapter.WEIGHTS, metadata={"format": "pt"})
+        (folder / "adapter_config.json").write_text(json.dumps(config, indent=2, default=sorted), encoding="utf-8")
+        adapter.write_manifest(
+            folder,
+            model_type=job.config.model_type,
+            tasks=tuple(sorted({row.task for row in training_rows(job)[0]})),
+            base_model=base.name,
+            base_sha256=base.sha256,
+            dataset_ids=job.dataset_ids,
+            job_id=job.id,
+        )
 
 
 def _plain(event: finetune.Event) -> dict[str, Any]:
@@ -126,24 +125,3 @@ def unpack(values: dict[str, Any]) -> Job:
         config=FinetuneConfig.model_validate(values["config"]),
         dataset_ids=tuple(values["dataset_ids"]),
     )
-
-
-def run_local(job: Job) -> Iterator[dict[str, Any]]:
-    """Train in this process, without Ray, to the same weights. Yields the events as they happen."""
-    from queue import SimpleQueue
-    from threading import Thread
-
-    events: SimpleQueue[dict[str, Any] | BaseException | None] = SimpleQueue()
-
-    def work() -> None:
-        try:
-            train(job, events.put)
-            events.put(None)
-        except BaseException as error:
-            events.put(error)
-
-    Thread(target=work, daemon=True).start()
-    while (event := events.get()) is not None:
-        if isinstance(event, BaseException):
-            raise event
-        yield event

@@ -11,9 +11,10 @@ from neuroweaver.adapter import ModelRef, read_manifest
 from neuroweaver.errors import InputError, UsageError
 from neuroweaver.generation import BASE
 from neuroweaver.settings import Settings
-from neuroweaver.tasks import TASKS, Task, task_named, tasks_of
+from neuroweaver.tasks import task_named, tasks_of
 from pipelines import validate
 from pipelines.evaluate import Answer, Question, score
+from pipelines.infer import task_of_file
 from pipelines.ingest import registry
 from pipelines.scoring import Advance, Scorer
 from pipelines.tracking import Tracker
@@ -63,15 +64,18 @@ def evaluate(
 def read(ref: ModelRef, path: Path, task: str | None, *, require_labels: bool) -> validate.Validation:
     """The rows of `path` as the model understands them. Raises InputError where the file can't be read."""
     data_format = registry.detect_format(path)
-    found = task_named(task) if task else infer_task(path, data_format, ref.model_type)
-    if ref.model_type is not None and found.model_type != ref.model_type:
-        allowed = ", ".join(each.name for each in tasks_of(ref.model_type))
-        raise UsageError(f"{ref} does not do {found.name}: its tasks are {allowed}")
+    if task is None:
+        model_type, task = task_of_file(path, data_format, ref.model_type)
+    else:
+        model_type = task_named(task).model_type
+    if ref.model_type not in (None, model_type):
+        allowed = ", ".join(each.name for each in tasks_of(str(ref.model_type)))
+        raise UsageError(f"{ref} does not do {task}: its tasks are {allowed}")
     checked = validate.validate_file(
         path,
-        model_type=found.model_type,
+        model_type=model_type,
         data_format=data_format,
-        task=found.name,
+        task=task,
         max_quarantined=1.0,
         require_labels=require_labels,
     )
@@ -79,19 +83,6 @@ def read(ref: ModelRef, path: Path, task: str | None, *, require_labels: bool) -
         first = checked.report.errors[0]
         raise InputError(f"{path}: line {first.line}, {first.column or 'file'}: {first.message}")
     return checked
-
-
-def infer_task(path: Path, data_format: str, model_type: str | None) -> Task:
-    """The task whose input columns the file has. Raises UsageError where that is none, or more than one."""
-    among = tasks_of(model_type) if model_type else tuple(TASKS.values())
-    if len(among) == 1:
-        return among[0]
-    columns = set(registry.read(path, data_format).columns)
-    fitting = [t for t in among if {c.name for c in t.inputs if c.required} <= columns]
-    if len(fitting) == 1:
-        return fitting[0]
-    names = ", ".join(t.name for t in among)
-    raise UsageError(f"{path}: can't tell the task from its columns; say --task, one of {names}")
 
 
 def _answer(ref: ModelRef, questions: list[Question], settings: Settings, advance: Advance | None) -> list[Answer]:

@@ -1,4 +1,7 @@
-"""Jobs on Ray: the training function under Ray Train, with retries. The only module that knows Ray."""
+"""Jobs on Ray: the training function under Ray Train, with retries. The only module that knows Ray.
+
+Ray reads whether to ask for tokens when it is imported, so it is imported after `cluster` has said so.
+"""
 
 from __future__ import annotations
 
@@ -12,42 +15,39 @@ from collections.abc import Iterator
 from threading import Thread
 from typing import Any
 
-import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.util.queue import Empty, Queue
-
-from neuroweaver import errors
+from neuroweaver import errors, memory
 from pipelines import job as jobs
 from pipelines.job import Job
 
 
 @contextlib.contextmanager
 def cluster(cpus: int) -> Iterator[None]:
-    """The cluster at RAY_ADDRESS, or one on this machine: loopback, token authentication, no dashboard."""
+    """The cluster at RAY_ADDRESS, or one of this machine's own, without dashboard.
+
+    Ray's processes listen on every interface whatever address the node is given; the token, made anew for each
+    cluster, is what keeps strangers out. Raises TrainingError where Ray does not start.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    quiet = {"log_to_driver": bool(os.environ.get("NEUROWEAVER_DEBUG")), "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-        try:
-            yield
-        finally:
-            ray.shutdown()
-        return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    options: dict[str, Any] = {
+        "log_to_driver": bool(os.environ.get("NEUROWEAVER_DEBUG")),
+        "logging_level": logging.ERROR,
+    }
     # Not under the data folder: Ray keeps Unix sockets there, whose paths may not exceed 107 bytes.
     scratch = tempfile.mkdtemp(prefix="neuroweaver-ray-")
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": scratch}
+        options |= {"_node_ip_address": "127.0.0.1"}
     try:
-        ray.init(
-            address="local",
-            num_cpus=cpus,
-            include_dashboard=False,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=scratch,
-            **quiet,
-        )
+        try:
+            ray.init(**options)
+        except (RuntimeError, ConnectionError, ValueError, AssertionError) as error:
+            raise errors.TrainingError(f"Ray does not start: {_reason(error)} (--local trains without it)") from error
         yield
     finally:
         ray.shutdown()
@@ -59,6 +59,10 @@ def run(job: Job) -> Iterator[dict[str, Any]]:
 
     Raises TrainingError with the worker's own words where all retries are used up.
     """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.util.queue import Empty, Queue
+
     events = Queue(actor_options={"num_cpus": 0})
     trainer = TorchTrainer(
         _work,
@@ -68,6 +72,7 @@ def run(job: Job) -> Iterator[dict[str, Any]]:
             name=job.id,
             storage_path=str(job.home / "ray"),
             failure_config=FailureConfig(max_failures=job.config.ray.max_failures),
+            worker_runtime_env={"env_vars": memory.ENVIRONMENT},
         ),
     )
     outcome: list[BaseException | None] = []
@@ -98,18 +103,18 @@ def run(job: Job) -> Iterator[dict[str, Any]]:
 
 def _work(settings: dict[str, Any]) -> None:
     """What a worker runs."""
+    import ray.train
+
     job = jobs.unpack(settings["job"])
-
-    def emit(event: dict[str, Any]) -> None:
-        settings["events"].put(event)
-        if event["event"] in ("Checkpointed", "Finished"):
-            ray.train.report({"step": event["step"]})
-
+    events = settings["events"]
     try:
-        jobs.train(job, emit)
+        for event in jobs.train(job):
+            events.put(event)
+            if event["event"] in ("Checkpointed", "Finished"):
+                ray.train.report({"step": event["step"]})
     except errors.NeuroWeaverError as error:
-        # These come again at every retry; saying so ends the run at once, with the reason.
-        settings["events"].put({"event": "Failed", "kind": type(error).__name__, "message": str(error)})
+        # These would come again at every retry: say so and end the run at once, with the reason.
+        events.put({"event": "Failed", "kind": type(error).__name__, "message": str(error)})
 
 
 def _reason(error: BaseException) -> str:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuroweaver import adapter, answers, base_model, files
+from neuroweaver import adapter, answers, base_model, files, memory, prompts
 from neuroweaver.base_model import BaseModel
 from neuroweaver.generation import BASE, Generator
 from neuroweaver.tasks import task_named
 from pipelines.evaluate import Answer, Question, answer, score
+
+_VERSION = 1  # of how answers are made and scored: another one forgets all remembered scores
 
 Advance = Callable[[int, int], None]  # rows just answered, rows in all
 
@@ -20,7 +22,7 @@ Advance = Callable[[int, int], None]  # rows just answered, rows in all
 class Scorer:
     """A base model with the adapters that are to be compared on it."""
 
-    def __init__(self, base: BaseModel, home: Path, batch_size: int = 24) -> None:
+    def __init__(self, base: BaseModel, home: Path, batch_size: int = 48) -> None:
         self._base = base
         self._memory = home / "evaluations"
         self._batch_size = batch_size
@@ -37,10 +39,10 @@ class Scorer:
         model, tokenizer = self._load(name)
         generator = Generator(model, tokenizer)
         given: dict[int, Answer] = {}
-        for index, found in answer(generator, tokenizer, questions, adapter=name, batch_size=self._batch_size):
-            given[index] = found
+        for batch in answer(generator, tokenizer, questions, adapter=name, batch_size=self._batch_size):
+            given |= batch
             if advance:
-                advance(1, len(questions))
+                advance(len(batch), len(questions))
         return [given[index] for index in range(len(questions))]
 
     def score(self, name: str, questions: Sequence[Question], advance: Advance | None = None) -> dict[str, Any]:
@@ -54,13 +56,17 @@ class Scorer:
         return result
 
     def _key(self, name: str, questions: Sequence[Question]) -> str:
-        weights = "" if name == BASE else adapter.read_manifest(self._adapters[name]).weights_sha256
-        asked = [[q.task, q.values, q.absent] for q in questions]
+        model = [self._base.sha256]
+        if name != BASE:
+            folder = self._adapters[name]
+            model += [adapter.read_manifest(folder).weights_sha256, files.sha256(folder / "adapter_config.json")]
+        asked = [[q.task, q.values, q.absent, prompts.user_turn(task_named(q.task), q.values)] for q in questions]
         schemas = {q.task: answers.schema(task_named(q.task)) for q in questions}
-        return hashlib.sha256(json.dumps([self._base.sha256, weights, asked, schemas]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([_VERSION, model, asked, schemas]).encode()).hexdigest()[:32]
 
     def _load(self, name: str) -> tuple[Any, Any]:
         if self._loaded is None:
+            memory.keep_freed()
             self._loaded = base_model.load(self._base)
         model, tokenizer = self._loaded
         if name != BASE and name not in getattr(model, "peft_config", {}):

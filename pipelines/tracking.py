@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import json
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,15 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# MLflow reports usage to its makers unless told otherwise before it is imported.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
 import mlflow
 import pandas as pd
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
 
 from neuroweaver.adapter import ModelRef
 from neuroweaver.errors import NeuroWeaverError, NotFoundError
-from neuroweaver.settings import Settings
+from neuroweaver.settings import Settings, masked_url
 
 CHAMPION = "champion"
 JOB_TAG = "neuroweaver.job_id"
@@ -53,7 +58,7 @@ class Tracker:
         self._settings = settings
         self.uri = settings.tracking_uri
         logging.getLogger("alembic").setLevel(logging.ERROR)
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("mlflow").setLevel(logging.CRITICAL)
         if self.uri.startswith("sqlite:///"):
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         mlflow.set_tracking_uri(self.uri)
@@ -77,9 +82,14 @@ class Tracker:
         self._client.log_batch(run_id, params=values)
         return run_id
 
-    def metrics(self, run_id: str, values: Mapping[str, float], step: int = 0) -> None:
+    def metrics(self, run_id: str, values: Mapping[str, float]) -> None:
+        self.history(run_id, [(0, values)])
+
+    def history(self, run_id: str, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Metrics of several steps in one write."""
         now = int(time.time() * 1000)
-        self._client.log_batch(run_id, metrics=[Metric(key, float(value), now, step) for key, value in values.items()])
+        metrics = [Metric(key, float(value), now, step) for step, values in steps for key, value in values.items()]
+        self._client.log_batch(run_id, metrics=metrics)
 
     def tags(self, run_id: str, values: Mapping[str, str]) -> None:
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in values.items()])
@@ -142,9 +152,6 @@ class Tracker:
             known = ", ".join(f"{ref.model_type}@{version}" for version in versions) or "none yet"
             raise NotFoundError(f"no model {ref}: there are {known}") from None
 
-    def run_metrics(self, run_id: str) -> dict[str, float]:
-        return dict(self._client.get_run(run_id).data.metrics)
-
     def experiment(self, model_type: str) -> str:
         """The id of the model type's experiment, made where there is none."""
         found = self._client.get_experiment_by_name(model_type)
@@ -164,8 +171,9 @@ def tracking_errors(settings: Settings) -> Iterator[None]:
     """One clear line where the tracking server does not answer or refuses."""
     try:
         yield
-    except MlflowException as error:
-        raise NeuroWeaverError(f"MLflow at {settings.tracking_uri}: {str(error).splitlines()[0]}") from error
+    except (MlflowException, SQLAlchemyError) as error:
+        reason = str(error).splitlines()[0]
+        raise NeuroWeaverError(f"MLflow at {masked_url(settings.tracking_uri)}: {masked_url(reason)}") from error
 
 
 def git_commit() -> str:

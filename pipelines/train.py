@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from pipelines import job as jobs
 from pipelines.config import FinetuneConfig, flat
 from pipelines.dataset import Dataset, DatasetRow
 from pipelines.evaluate import Question
+from pipelines.infer import task_of_file
 from pipelines.ingest import registry
 from pipelines.job import Job
 from pipelines.promote import Decision
@@ -70,8 +72,13 @@ def train(config: FinetuneConfig, settings: Settings, reporter: Reporter, *, loc
     tokenizer = base_model.load_tokenizer(base)
     datasets = [prepare(source.path, source.task, config, settings, tokenizer, reporter) for source in config.data]
     held_out = held_out_rows(datasets, config)
-    if not held_out:
-        raise errors.InputError("no row is held out to evaluate on: give more rows")
+    sides = {side: sum(len(stored.side(side)) for stored in datasets) for side in ("train", "validation")}
+    if not held_out or not all(sides.values()):
+        raise errors.InputError(
+            f"too few rows: {sides['train']} to train on, {sides['validation']} to validate, {len(held_out)} held out; "
+            "each needs one, so give at least some twenty different rows"
+        )
+    files.require_space(settings.home, 2**29)
 
     job = Job(f"job_{uuid.uuid4().hex[:12]}", settings.home, config, tuple(d.id for d in datasets))
     files.write_text(job.folder / "job.json", to_json(jobs.pack(job)))
@@ -93,8 +100,9 @@ def train(config: FinetuneConfig, settings: Settings, reporter: Reporter, *, loc
         reporter.step(f"evaluate on {len(held_out)} held-out rows")
         outcome = _judge(job, base, datasets, held_out, tracker, run_id, reporter, seconds)
     except BaseException as error:
-        tracker.tags(run_id, {"error": " ".join(str(error).split())[:500] or type(error).__name__})
-        tracker.end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        with contextlib.suppress(Exception):  # the reason of the failure counts more than the note of it
+            tracker.tags(run_id, {"error": " ".join(str(error).split())[:500] or type(error).__name__})
+            tracker.end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
     tracker.end(run_id)
     return outcome
@@ -104,15 +112,19 @@ def prepare(
     path: Path, task: str | None, config: FinetuneConfig, settings: Settings, tokenizer: Any, reporter: Reporter
 ) -> Dataset:
     """Validate a file and store it as a dataset. Raises InputError where it is refused."""
+    data_format = registry.detect_format(path)
+    if task is None:
+        _, task = task_of_file(path, data_format, config.model_type)
     checked = validate.validate_file(
         path,
         model_type=config.model_type,
-        data_format=registry.detect_format(path),
+        data_format=data_format,
         task=task,
         max_quarantined=settings.max_quarantined,
     )
     checked = tokens.count(checked, tokenizer, config.training.max_tokens)
-    report = checked.report
+    report = checked.report.judged(settings.max_quarantined)
+    checked = replace(checked, report=report)
     reporter.validated(path, report)
     if not report.valid:
         raise errors.InputError(refusal(path, report))
@@ -126,7 +138,10 @@ def refusal(path: Path, report: ValidationReport) -> str:
     where = f"; first: line {first.line}, {first.column or 'file'}: {first.message}" if first else ""
     rows = report.rows
     quarantined = "unreadable" if rows.total is None else f"{rows.quarantined} of {rows.total} rows quarantined"
-    return f"{path} is refused: {quarantined} ({counts}){where}. `neuroweaver validate {path}` lists everything"
+    return (
+        f"{path} is refused: {quarantined} ({counts}){where}. "
+        f"`neuroweaver validate {path} --model-type {report.model_type}` lists everything"
+    )
 
 
 def held_out_rows(datasets: Sequence[Dataset], config: FinetuneConfig) -> list[DatasetRow]:
@@ -152,7 +167,7 @@ def _log_inputs(tracker: Tracker, run_id: str, datasets: Sequence[Dataset], held
 
 def _events(job: Job, local: bool) -> Iterator[dict[str, Any]]:
     if local:
-        yield from jobs.run_local(job)
+        yield from jobs.train(job)
         return
     from pipelines import ray_jobs
 
@@ -163,18 +178,28 @@ def _events(job: Job, local: bool) -> Iterator[dict[str, Any]]:
 def _fine_tune(job: Job, tracker: Tracker, run_id: str, reporter: Reporter, local: bool) -> float:
     """Train, passing every event on. Returns the seconds it took, start-up of Ray not counted."""
     finished: dict[str, Any] | None = None
+    waiting: list[tuple[int, dict[str, float]]] = []  # a write to the store for every step would slow training
+
+    def flush() -> None:
+        if waiting:
+            tracker.history(run_id, waiting)
+            waiting.clear()
+
     for event in _events(job, local):
         reporter.event(event)
         kind = event["event"]
         if kind == "Stepped":
             names = ("loss", "learning_rate", "tokens_per_second", "epoch")
-            tracker.metrics(run_id, {name: event[name] for name in names}, event["step"])
+            waiting.append((event["step"], {name: event[name] for name in names}))
         elif kind == "Evaluated":
-            tracker.metrics(run_id, {"eval_loss": event["eval_loss"]}, event["step"])
+            waiting.append((event["step"], {"eval_loss": event["eval_loss"]}))
         elif kind == "Failed":
+            flush()
             raise getattr(errors, event["kind"])(event["message"])
         elif kind == "Finished":
             finished = event
+        if len(waiting) >= 10 or kind in ("Checkpointed", "Finished"):
+            flush()
     if finished is None:
         raise errors.TrainingError("the training ended without an adapter")
     tracker.metrics(run_id, {"training_seconds": finished["seconds"], "best_step": finished["best_step"]})
@@ -195,7 +220,7 @@ def _judge(
     config = job.config
     questions = [Question(row.task, row.values, row.absent) for row in held_out]
     scorer = Scorer(base, job.home, config.evaluation.batch_size)
-    champion_version = tracker.champion(config.model_type)
+    champion_version, champion_manifest = _champion(tracker, config.model_type, reporter)
     scorer.add("candidate", job.adapter_folder)
 
     def scored(scorer: Scorer, name: str, label: str) -> dict[str, Any]:
@@ -205,14 +230,16 @@ def _judge(
     base_scores = scored(scorer, BASE, "base model")
     champion_scores = None
     candidate_scores = scored(scorer, "candidate", "this run")
-    if champion_version is not None:
-        own_base = base_model.fetch(adapter.read_manifest(champion_version.folder).base_model, job.home)
+    decision = None
+    if champion_version is not None and champion_manifest is not None:
+        decision = promote.lost_tasks(adapter.read_manifest(job.adapter_folder).tasks, champion_manifest.tasks)
+        own_base = base_model.fetch(champion_manifest.base_model, job.home)
         its_scorer = (
             scorer if own_base.sha256 == base.sha256 else Scorer(own_base, job.home, config.evaluation.batch_size)
         )
         its_scorer.add("champion", champion_version.folder)
         champion_scores = scored(its_scorer, "champion", f"champion {champion_version.ref}")
-    decision = promote.decide(config.gate, candidate_scores, base_scores, champion_scores)
+    decision = decision or promote.decide(config.gate, candidate_scores, base_scores, champion_scores)
 
     metrics = {f"held_out.{name}": value for name, value in _numbers(candidate_scores).items()}
     metrics |= {f"base.{name}": value for name, value in _numbers(base_scores).items()}
@@ -257,6 +284,18 @@ def _judge(
         candidate_scores,
         len(held_out),
     )
+
+
+def _champion(
+    tracker: Tracker, model_type: str, reporter: Reporter
+) -> tuple[Version, adapter.Manifest] | tuple[None, None]:
+    """The champion to compare with; one that can't be loaded any more can't be served either, and counts as none."""
+    try:
+        champion = tracker.champion(model_type)
+        return (champion, adapter.read_manifest(champion.folder)) if champion else (None, None)
+    except (errors.NotFoundError, errors.IntegrityError) as error:
+        reporter.step(f"the champion can't be compared: {error}")
+        return None, None
 
 
 def _numbers(scores: dict[str, Any]) -> dict[str, float]:

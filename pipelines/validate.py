@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +18,7 @@ from neuroweaver.vocabulary import DEPARTMENT_OF
 from pipelines.cells import META
 from pipelines.copies import find_copies
 from pipelines.demands import demands_of
-from pipelines.examples import Example, examples_of
+from pipelines.examples import Draft, examples_of
 from pipelines.explain import nearest
 from pipelines.findings import finding, redacted_values
 from pipelines.ingest import registry
@@ -94,6 +94,8 @@ def validate_file(
     )
     known = {*META, *(column.name for each in demands.tasks for column in each.columns)}
     document = registry.read(path, data_format, known=known)
+    if not require_labels:
+        document = _inputs_only(document, demands.tasks)
     examples, missing = examples_of(document, demands)
     duplicates = _compare(demands.tasks, examples)
     pii_counts = _find_pii(examples)
@@ -191,7 +193,23 @@ def _other_department(model_type: str, department: str | None) -> Iterable[CellP
         yield CellProblem("enum", message, "department", department, usual, line=1, is_warning=True)
 
 
-def _compare(tasks: Iterable[Task], examples: Sequence[Example]) -> set[int]:
+def _inputs_only(document: Document, tasks: Iterable[Task]) -> Document:
+    """`document` without label columns: what they hold is no reason to leave a question unanswered."""
+    inputs = {column.name for task in tasks for column in task.inputs}
+    labels = {column.name for task in tasks for column in task.labels} - inputs
+    records = [
+        replace(
+            record,
+            values={name: value for name, value in record.values.items() if name not in labels},
+            problems=tuple(problem for problem in record.problems if problem.column not in labels),
+        )
+        for record in document.records
+    ]
+    columns = tuple(name for name in document.columns if name not in labels)
+    return replace(document, columns=columns, records=tuple(records))
+
+
+def _compare(tasks: Iterable[Task], examples: Sequence[Draft]) -> set[int]:
     """Adds the conflicts and duplicates to the examples' problems; gives the positions of later copies."""
     later: set[int] = set()
     values = [example.values for example in examples]
@@ -210,7 +228,7 @@ def _compare(tasks: Iterable[Task], examples: Sequence[Example]) -> set[int]:
     return later
 
 
-def _find_pii(examples: Iterable[Example]) -> dict[str, int]:
+def _find_pii(examples: Iterable[Draft]) -> dict[str, int]:
     """Hits by kind in everything that would be trained on, and a warning for each cell that has some."""
     total: Counter[str] = Counter()
     for example in examples:
@@ -229,7 +247,7 @@ def _find_pii(examples: Iterable[Example]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _row(example: Example) -> Row:
+def _row(example: Draft) -> Row:
     if example.task is None:
         raise ValueError(f"line {example.record.line}: a sound example has a task")
     return Row(

@@ -15,7 +15,7 @@ import bentoml
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from neuroweaver import base_model, settings
+from neuroweaver import base_model, memory, settings
 from serving import registry
 from serving.api.errors import error_response
 from serving.app import create_app
@@ -60,6 +60,7 @@ class NeuroWeaver:
     def _load(self) -> None:
         try:
             chosen = settings.load()
+            memory.keep_freed()
             base = base_model.locate(chosen.base_model, chosen.home)
             model, tokenizer = base_model.load(base)
             engine = LocalEngine(model, tokenizer, base, max_batch=chosen.max_batch, max_queue=chosen.max_queue)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import set_peft_model_state_dict
 from torch.nn.functional import cross_entropy
 
 from neuroweaver import base_model
@@ -257,8 +258,33 @@ def test_a_run_keeps_the_weights_of_its_best_step_and_stops_early(new_model: Cal
     measured = {event.step: event.eval_loss for event in events if isinstance(event, Evaluated)}
     assert end.best_eval_loss == min(measured.values()) == measured[end.best_step]
     fresh = finetune.add_lora(new_model(), LORA)
-    finetune.put_lora_weights(fresh, end.weights)
+    set_peft_model_state_dict(fresh, end.weights)
     assert finetune.mean_loss(fresh, validation, 4, 2) == pytest.approx(end.best_eval_loss, rel=1e-6)
+
+
+def test_a_run_whose_time_is_used_up_is_measured_saved_and_not_gone_on_with(
+    new_model: Callable[[], Any], tmp_path: Path
+) -> None:
+    training = TRAINING.model_copy(update={"max_minutes": 1e-9})
+    events = list(run(new_model(), tmp_path, training))
+
+    assert [type(event) for event in events] == [Stepped, Evaluated, Checkpointed, Finished]
+    end = finished(events)
+    assert (end.step, end.best_step, end.out_of_time, end.stopped_early) == (1, 1, True, False)
+    again = list(run(new_model(), tmp_path, training))
+    assert len(again) == 1
+    assert finished(again).out_of_time
+    assert_same_bits(finished(again).weights, end.weights)
+
+
+def test_a_time_budget_that_suffices_changes_nothing(
+    undisturbed: list[Event], new_model: Callable[[], Any], tmp_path: Path
+) -> None:
+    training = TRAINING.model_copy(update={"max_minutes": 600.0})
+    events = list(run(new_model(), tmp_path / "jobs", training, lora=DROPOUT))
+
+    assert not finished(events).out_of_time
+    assert_same_bits(finished(events).weights, finished(undisturbed).weights)
 
 
 def test_a_run_that_stopped_early_and_is_called_again_stays_stopped(
@@ -332,10 +358,10 @@ def test_nothing_to_train_on_is_said_so(new_model: Callable[[], Any], tmp_path: 
 def test_a_schedule_warms_up_and_falls(name: Any, expected: list[float]) -> None:
     training = TRAINING.model_copy(update={"warmup_fraction": 0.2, "schedule": name})
 
-    assert [finetune.schedule(step, 10, training) for step in range(10)] == pytest.approx(expected)
+    assert [finetune.schedule(step / 10, 1 / 10, training) for step in range(10)] == pytest.approx(expected)
 
 
 def test_the_cosine_schedule_is_halfway_down_in_the_middle() -> None:
     training = TRAINING.model_copy(update={"warmup_fraction": 0.0, "schedule": "cosine"})
 
-    assert finetune.schedule(51, 101, training) == pytest.approx(0.5)
+    assert finetune.schedule(51 / 101, 1 / 101, training) == pytest.approx(0.5)

@@ -29,8 +29,11 @@ from pipelines.train import Outcome, train
 SALES = "automotive-sales"
 LEADS = Path("datasets/sales/lead_qualification.csv")
 
-# MLflow's own, when it opens its store.
-pytestmark = pytest.mark.filterwarnings("ignore:.*noload.*:DeprecationWarning")
+# MLflow's own, when it opens its store and when it takes the digest of a table.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*noload.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pandas.errors.Pandas4Warning"),
+]
 
 
 @dataclass(frozen=True)
@@ -50,14 +53,14 @@ class Place:
             "model_type": SALES,
             "base_model": str(self.base),
             "data": [{"path": str(self.leads)}],
-            "lora": {"rank": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"]},
-            # A rate so low that no answer changes: whether the gate opens is then the gate's doing alone.
+            "lora": {"rank": 8, "alpha": 16},
+            # Enough to beat random weights; how two of these compare is chance, so the gate allows for it.
             "training": {
-                "max_steps": 4, "batch_size": 4, "learning_rate": 1e-6, "eval_steps": 2, "eval_rows": 2,
-                "checkpoint_steps": 2, "max_tokens": 2048,
+                "epochs": 9, "max_steps": 60, "batch_size": 4, "learning_rate": 0.02, "eval_steps": 30, "eval_rows": 2,
+                "checkpoint_steps": 30, "max_tokens": 2048,
             },
             "evaluation": {"max_rows": 4, "batch_size": 4},
-            "gate": {"min_gain_over_base": 0.0},
+            "gate": {"min_gain_over_base": 0.0, "max_loss_to_champion": 1.0},
             "ray": {"cpus_per_worker": 1},
         }  # fmt: skip
         return FinetuneConfig.model_validate(values | changes)
@@ -110,13 +113,20 @@ def test_a_fine_tune_leaves_one_finished_run_with_parameters_metrics_and_tags(tr
     run = trained.place.client.get_run(trained.first.run_id)
 
     assert run.info.status == "FINISHED"
-    assert run.data.params["training.max_steps"] == "4"
+    assert run.data.params["training.max_steps"] == "60"
     assert run.data.params["seed"] == "7"
-    for name in ("loss", "eval_loss", "learning_rate", "tokens_per_second", "training_seconds", "held_out.field_accuracy"):
+    for name in (
+        "loss",
+        "eval_loss",
+        "learning_rate",
+        "tokens_per_second",
+        "training_seconds",
+        "held_out.field_accuracy",
+    ):
         assert name in run.data.metrics, name
     assert run.data.metrics["base.valid_json"] == run.data.metrics["held_out.valid_json"] == 1
     losses = trained.place.client.get_metric_history(trained.first.run_id, "loss")
-    assert sorted(metric.step for metric in losses) == [1, 2, 3, 4]
+    assert sorted(metric.step for metric in losses) == list(range(1, 61))
     tags = run.data.tags
     assert tags[JOB_TAG] == trained.first.job_id
     assert tags["gate"] == "promoted"
@@ -175,7 +185,9 @@ def test_a_rejected_candidate_is_registered_and_the_champion_stays(trained: Trai
 
 
 def test_all_three_were_compared_on_the_same_held_out_rows(trained: Trained) -> None:
-    tags = [trained.place.client.get_run(one.run_id).data.tags for one in (trained.first, trained.second, trained.rejected)]
+    tags = [
+        trained.place.client.get_run(one.run_id).data.tags for one in (trained.first, trained.second, trained.rejected)
+    ]
 
     assert len({each["held_out_hash"] for each in tags}) == 1
     assert len({each["dataset_hash"] for each in tags}) == 1
@@ -185,7 +197,13 @@ def test_all_three_were_compared_on_the_same_held_out_rows(trained: Trained) -> 
 
 
 def test_the_terminal_says_what_happened(trained: Trained) -> None:
-    for text in ("of 60 rows valid", "fine-tune in this process", "step 4/4", "validation loss", "evaluate on 4 held-out"):
+    for text in (
+        "of 60 rows valid",
+        "fine-tune in this process",
+        "step 60/60",
+        "validation loss",
+        "evaluate on 4 held-out",
+    ):
         assert text in trained.log
     shown = io.StringIO()
     Console(file=shown, width=200).print(outcome_table(trained.second))
@@ -222,7 +240,7 @@ def test_every_line_of_a_file_gets_one_answer_in_order_and_bad_rows_say_why(trai
         "a,Used SUV under 30k,\n"
         "b,,\n"
         "c,Used SUV under 30k,\n"
-        "d,A long message about a truck,soon\n"
+        "d,A long message about a truck,soon\n"  # a label is no reason not to answer
         ",Any van,\n"
     )
     output = tmp_path / "out" / "answers.jsonl"
@@ -232,9 +250,8 @@ def test_every_line_of_a_file_gets_one_answer_in_order_and_bad_rows_say_why(trai
     lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert written == len(lines) == 5
     assert [line["id"] for line in lines] == ["a", "b", "c", "d", "4"]
-    assert [line["output"] is None for line in lines] == [False, True, False, True, False]
+    assert [line["output"] is None for line in lines] == [False, True, False, False, False]
     assert lines[1]["error"].startswith("customer_message: ")
-    assert lines[3]["error"].startswith("year: ")
     assert lines[0]["output"] == lines[2]["output"]
     assert set(lines[0]["output"]) >= {"vehicleType", "budget", "tradeIn"}
     assert all(0 < line["confidence"] <= 1 for line in lines if line["output"])

@@ -75,7 +75,7 @@ def test_a_batch_holds_what_its_prompts_share_once(tokenizer: Any) -> None:
     examples = [encode(tokenizer, LEAD_QUALIFICATION, LEAD | {"customer_message": text}) for text in ("van", "bus", "")]
     batch = collate(examples, 0)
 
-    prefix = prompts.fixed_prefix(LEAD_QUALIFICATION)
+    prefix = LEAD_QUALIFICATION.template.split("{")[0]
     assert tokenizer.decode(batch.prefix_P) == f"<|im_start|>user\n{prefix}"
     for example, (tokens, _) in zip(examples, whole_rows(batch), strict=True):
         whole = [*example.prompt, *example.completion]
