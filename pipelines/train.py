@@ -241,9 +241,9 @@ def _judge(
         champion_scores = scored(its_scorer, "champion", f"champion {champion_version.ref}")
     decision = decision or promote.decide(config.gate, candidate_scores, base_scores, champion_scores)
 
-    metrics = {f"held_out.{name}": value for name, value in _numbers(candidate_scores).items()}
-    metrics |= {f"base.{name}": value for name, value in _numbers(base_scores).items()}
-    metrics |= {f"champion.{name}": value for name, value in _numbers(champion_scores or {}).items()}
+    metrics = _fields(candidate_scores)
+    for prefix, scores in (("base", base_scores), ("champion", champion_scores or {}), ("held_out", candidate_scores)):
+        metrics |= {f"{prefix}.{name}": float(v) for name, v in scores.items() if isinstance(v, (int, float))}
     tracker.metrics(run_id, metrics)
     tracker.table(run_id, "evaluation.json", _table(base_scores, champion_scores, candidate_scores))
     tracker.tags(run_id, {"gate": "promoted" if decision.promoted else "rejected", "gate_reason": decision.reason})
@@ -298,15 +298,13 @@ def _champion(
         return None, None
 
 
-def _numbers(scores: dict[str, Any]) -> dict[str, float]:
-    """The scores as flat metrics: overall, and accuracy and F1 per field."""
-    overall = {name: value for name, value in scores.items() if isinstance(value, (int, float))}
-    fields = {
-        f"{field}.{measure}": values[measure]
-        for field, values in scores.get("fields", {}).items()
+def _fields(scores: dict[str, Any]) -> dict[str, float]:
+    """Accuracy and F1 per field, under names that MLflow lists after the overall figures."""
+    return {
+        f"per_field.{field}.{measure}": float(values[measure])
+        for field, values in scores["fields"].items()
         for measure in ("accuracy", "f1")
     }
-    return {name: float(value) for name, value in (overall | fields).items()}
 
 
 def _table(base: dict[str, Any], champion: dict[str, Any] | None, candidate: dict[str, Any]) -> list[dict[str, Any]]:
