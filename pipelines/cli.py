@@ -100,7 +100,8 @@ def validate(
         date_to=_day("--to", date_to),
         max_quarantined=current.max_quarantined,
     )
-    report = tokens.counted(checked, current).report
+    checked = tokens.counted(checked, current)
+    report = checked.report
     if quarantine is not None:
         validation.write_quarantine(checked, quarantine)
     if as_json:

@@ -84,7 +84,7 @@ def training_rows(job: Job) -> tuple[list[dataset.DatasetRow], list[dataset.Data
 
 
 def encode_rows(tokenizer: Any, rows: list[dataset.DatasetRow], max_tokens: int) -> list[Example]:
-    """Tokenised rows; those that are longer than `max_tokens` are left out, as the report counts them."""
+    """Tokenised rows; a stored dataset may hold rows longer than this run's `max_tokens`, which are left out."""
     encoded = (encode(tokenizer, task_named(row.task), row.values, row.absent) for row in rows)
     return [example for example in encoded if len(example) <= max_tokens]
 

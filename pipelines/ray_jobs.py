@@ -24,8 +24,8 @@ from pipelines.job import Job
 def cluster(cpus: int) -> Iterator[None]:
     """The cluster at RAY_ADDRESS, or one of this machine's own, without dashboard.
 
-    Ray's processes listen on every interface whatever address the node is given; the token, made anew for each
-    cluster, is what keeps strangers out. Raises TrainingError where Ray does not start.
+    Ray's processes listen on every interface whatever address the node is given; the token, made anew in each
+    process, is what keeps strangers out. Raises TrainingError where Ray does not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
