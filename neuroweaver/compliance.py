@@ -35,7 +35,7 @@ def flags(texts: Iterable[str]) -> tuple[ComplianceFlag, ...]:
         kinds = pii.count(text)
         if kinds:
             found.add("PII_REDACTED")
-        if "ssn" in kinds or "card" in kinds:
+        if kinds.keys() & {"ssn", "card", "account"}:
             found.add("NPI_DETECTED")
         if _OPT_OUT.search(text):
             found.add("OPT_OUT_DETECTED")

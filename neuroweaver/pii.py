@@ -1,32 +1,36 @@
-"""Personal data in free text: find it, count it, and put a typed placeholder in its place."""
+"""Personal data in free text: find it, count it, and put a typed placeholder in its place.
+
+What counts as which kind, and how much of it is found, stands in `docs/pii.md`.
+"""
 
 from __future__ import annotations
 
-import bisect
-import re
 from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 
-KINDS = ("email", "card", "ssn", "phone")  # where two kinds overlap, the earlier one names the hit
+from neuroweaver import pii_addresses, pii_names, pii_numbers, pii_text
+from neuroweaver.pii_numbers import passes_luhn as passes_luhn  # part of what this module offers
 
-_DASH = r"\-\u2010-\u2014"
-_GAP = rf"[\s.{_DASH}]"
+KINDS = ("email", "card", "ssn", "vin", "account", "phone", "address", "name")
 
-# The local part is bounded, so that a long run of letters can't make the search quadratic.
-_EMAIL = re.compile(r"[\w.%+'\-]{1,64}@(?:[\w\-]{1,63}\.){1,8}[^\W\d_]{2,24}")
-_CARD = re.compile(rf"(?<![\w{_DASH}])[2-6](?:[ {_DASH}]?[0-9]){{12,18}}(?!\w)")
-_SSN = re.compile(
-    rf"(?<![\w{_DASH}])(?!000|666|9)[0-9]{{3}}([ {_DASH}])(?!00)[0-9]{{2}}\1(?!0000)[0-9]{{4}}(?![\w{_DASH}])"
-    r"|(?i:\b(?:ssn|social(?:\s+security)?(?:\s+(?:number|no\.?|#))?)[\s:#is]{0,6})(?P<bare>[0-9]{9})(?![0-9])"
+# Matches every text in which `find` finds something when no names are given, and few others. It is written for RE2, so
+# that `pyarrow.compute.match_substring_regex` can pass a whole column through it before Python looks at a single text.
+MAY_HOLD = "|".join((pii_numbers.MAY_HOLD, pii_addresses.MAY_HOLD, pii_names.MAY_HOLD))
+
+_Finder = Callable[[pii_text.PiiText], Iterator[pii_text.Span]]
+# They run in this order, and each sees what the ones before it found as masked.
+_FINDERS: tuple[tuple[str, _Finder], ...] = (
+    ("email", pii_addresses.emails),
+    ("card", pii_numbers.cards),
+    ("ssn", pii_numbers.social_security_numbers),
+    ("vin", pii_numbers.vin_serials),
+    ("account", pii_numbers.account_numbers),
+    ("phone", pii_numbers.telephones),
+    ("address", pii_addresses.postal_addresses),
+    ("name", pii_names.names_of_fields),
+    ("name", pii_names.names_in_text),
 )
-_PHONE = re.compile(
-    rf"(?<![\w$])(?:\+?1{_GAP}?)?(?:\([0-9]{{3}}\)\s?|[0-9]{{3}}{_GAP})[0-9]{{3}}{_GAP}?[0-9]{{4}}(?!\w)"  # separated
-    rf"|(?<![\w$#.,{_DASH}])(?:\+?1)?[2-9][0-9]{{9}}(?![\w,])"  # ten digits in a row
-    rf"|(?<!\w)\+[1-9](?:{_GAP}?\(?[0-9]\)?){{7,14}}(?!\w)"  # international
-    rf"|(?i:\b(?:call|text|phone|cell|tel|mobile|reach)\b)[^0-9\n]{{0,20}}(?P<local>[0-9]{{3}}{_GAP}[0-9]{{4}})(?!\w)"
-)
-_PATTERNS = {"email": _EMAIL, "card": _CARD, "ssn": _SSN, "phone": _PHONE}
-_ANY = re.compile(r"[@0-9]")
 
 
 @dataclass(frozen=True)
@@ -38,46 +42,70 @@ class Hit:
     end: int
 
 
-def find(text: str) -> list[Hit]:
-    """Every hit in the order of the text, without overlaps."""
-    if not _ANY.search(text):
-        return []
+def find(text: str, names: Collection[str] = ()) -> list[Hit]:
+    """Every hit in the order of the text, without overlaps.
+
+    `names` are the persons that fields of the record state, each as one full name ("Odalys Brandt").
+    """
     hits: list[Hit] = []
-    for kind in KINDS:
-        if kind == "email" and "@" not in text:
-            continue
-        for match in _PATTERNS[kind].finditer(text):
-            start, end = match.span(match.lastgroup) if match.lastgroup else match.span()
-            if kind == "card" and not passes_luhn(match.group()):
-                continue
-            place = bisect.bisect(hits, start, key=_start)
-            is_free = (place == 0 or hits[place - 1].end <= start) and (place == len(hits) or hits[place].start >= end)
-            if is_free:
-                hits.insert(place, Hit(kind, start, end))
+    read = _search(pii_text.read(text, names), hits)
+    fresh = hits
+    while any(_runs_on(text, hit) for hit in fresh):  # what ran into it had no beginning or end before
+        known = len(hits)
+        read = _search(read, hits)
+        fresh = hits[known:]
+    hits.sort(key=_start)
     return hits
+
+
+def _search(read: pii_text.PiiText, hits: list[Hit]) -> pii_text.PiiText:
+    """Adds what each finder finds to `hits`, and gives the text with it masked."""
+    for kind, finder in _FINDERS:
+        if found := [*finder(read)]:
+            spans = _apart(found)
+            hits += [Hit(kind, start, end) for start, end in spans]
+            read = read.without(spans)
+    return read
+
+
+def _runs_on(text: str, hit: Hit) -> bool:
+    """Whether a word or a number touches the hit, or does but for one sign. A VIN's beginning always does."""
+    before = "" if hit.kind == "vin" else text[max(0, hit.start - 2) : hit.start][::-1]
+    return any(
+        side[:1].strip() and (side[0].isalnum() or side[-1].isalnum()) for side in (before, text[hit.end : hit.end + 2])
+    )
+
+
+def _apart(spans: list[pii_text.Span]) -> list[pii_text.Span]:
+    """In order and without overlaps: what begins earlier stays, and of those the longer one."""
+    if len(spans) == 1:
+        return spans
+    kept: list[pii_text.Span] = []
+    for start, end in sorted(spans, key=lambda span: (span[0], -span[1])):
+        if not kept or start >= kept[-1][1]:
+            kept.append((start, end))
+    return kept
 
 
 def _start(hit: Hit) -> int:
     return hit.start
 
 
-def count(text: str) -> dict[str, int]:
-    return dict(Counter(hit.kind for hit in find(text)))
+def count(text: str, names: Collection[str] = ()) -> dict[str, int]:
+    return dict(Counter(hit.kind for hit in find(text, names)))
 
 
-def redact(text: str) -> tuple[str, dict[str, int]]:
-    """The text with `[EMAIL]`, `[PHONE]`, `[SSN]` or `[CARD]` for each hit, and how many of each there were."""
-    hits = find(text)
+def redact(text: str, names: Collection[str] = ()) -> tuple[str, dict[str, int]]:
+    """The text with a placeholder (`[EMAIL]`, `[PHONE]`, ...) for each hit, and how many of each kind there were."""
+    hits = find(text, names)
+    return replaced(text, hits), dict(Counter(hit.kind for hit in hits))
+
+
+def replaced(text: str, hits: Iterable[Hit]) -> str:
+    """The text with a placeholder for each of its hits."""
     parts: list[str] = []
     position = 0
     for hit in hits:
         parts += (text[position : hit.start], f"[{hit.kind.upper()}]")
         position = hit.end
-    return "".join((*parts, text[position:])), dict(Counter(hit.kind for hit in hits))
-
-
-def passes_luhn(number: str) -> bool:
-    """The checksum of ISO/IEC 7812-1, Annex B; signs other than digits are skipped."""
-    digits = [int(sign) for sign in number if sign in "0123456789"][::-1]
-    doubled = [sum(divmod(2 * digit, 10)) for digit in digits[1::2]]
-    return bool(digits) and (sum(digits[::2]) + sum(doubled)) % 10 == 0
+    return "".join((*parts, text[position:]))
