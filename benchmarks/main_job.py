@@ -21,8 +21,9 @@ import torch
 from neuroweaver import base_model, memory, prompts, settings
 from neuroweaver.generation import Generator, Prompt
 from neuroweaver.tasks import LEAD_QUALIFICATION
-from pipelines.collate import Example, batches, collate, encode
+from pipelines.collate import batches, collate
 from pipelines.config import load_config
+from pipelines.encoding import Example, encode
 from pipelines.finetune import add_lora, loss_sum
 from pipelines.validate import validate_file
 

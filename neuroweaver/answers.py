@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from math import floor
 from typing import Any
 
 from neuroweaver.tasks import Column, Leaf, Task
@@ -36,7 +37,7 @@ def render(task: Task, labels: Mapping[str, Any]) -> Completion:
     def walk(node: Any) -> None:
         if isinstance(node, Leaf):
             start = sum(map(len, parts))
-            write(dumps(_value(task.column(node.column), labels.get(node.column))))
+            write(dumps(answered(task.column(node.column), labels.get(node.column))))
             spans[node.column] = (start, sum(map(len, parts)))
         elif isinstance(node, dict):
             for index, (key, child) in enumerate(node.items()):
@@ -55,7 +56,10 @@ def render(task: Task, labels: Mapping[str, Any]) -> Completion:
     return Completion("".join(parts), spans)
 
 
-def _value(column: Column, value: Any) -> Any:
+def answered(column: Column, value: Any) -> Any:
+    """A label as an answer states it."""
+    if isinstance(value, float):  # an answer speaks of whole dollars
+        return floor(value + 0.5)
     if value is not None:
         return list(value) if column.kind == "phrases" else value
     if column.kind == "label":

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -23,12 +23,17 @@ def sha256(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Replace `path` by `text`, so that a reader sees the old file or the new one, never half of it."""
+    write_lines(path, (text,))
+
+
+def write_lines(path: Path, parts: Iterable[str]) -> None:
+    """The same for a text that comes in parts."""
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid4().hex}")
         try:
             with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -43,14 +43,18 @@ def check_variables(task: Task, variables: Mapping[str, Any]) -> None:
         raise UsageError(f"{task.template_id}: {'; '.join(problems)} (variables: {allowed})")
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of the chat template with `text` as the user turn, up to where the assistant begins.
+def rendered(tokenizer: Any, text: str) -> str:
+    """The chat template with `text` as the user turn, up to where the assistant begins.
 
     Control tokens that `text` spells out stay text: no customer can end the turn and speak as the assistant.
     """
     for token in tokenizer.all_special_tokens:
         text = text.replace(token, f"{token[:1]} {token[1:]}")
     turn = [{"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-    ids: list[int] = tokenizer(rendered, add_special_tokens=False).input_ids
+    return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of the chat template with `text` as the user turn, up to where the assistant begins."""
+    ids: list[int] = tokenizer(rendered(tokenizer, text), add_special_tokens=False).input_ids
     return ids

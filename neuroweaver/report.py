@@ -109,6 +109,10 @@ class ValidationReport(_Part):
             }
         )
 
+    def with_labels(self, labels: dict[str, dict[str, int]]) -> ValidationReport:
+        """The same report with the labels counted anew."""
+        return self.model_copy(update={"labels": labels})
+
     def judged(self, max_quarantined: float) -> ValidationReport:
         """The same report, refused where too many rows are quarantined by now, or none is valid."""
         rows = self.rows

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import warnings
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,8 @@ from rich.console import Console
 from neuroweaver import __version__, settings
 from neuroweaver.adapter import parse_ref
 from neuroweaver.errors import EXIT_FAILED, EXIT_WRONG_CALL, NeuroWeaverError, UsageError
+from pipelines import cli_data
+from pipelines.terminal import Json, MappingName, TaskName, err, out
 
 app = typer.Typer(
     name="neuroweaver",
@@ -25,12 +26,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+app.command()(cli_data.validate)
+app.add_typer(cli_data.datasets_app, name="datasets")
+app.add_typer(cli_data.crm_app, name="crm")
+app.add_typer(cli_data.import_app, name="import")
+app.add_typer(cli_data.bench_app, name="bench")
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-TaskName = Annotated[str | None, typer.Option("--task", help="The task of rows that name none.")]
-DataFile = Annotated[Path, typer.Option("--data", help="CSV, JSON, JSON Lines or ADF file.")]
+DataFile = Annotated[Path, typer.Option("--data", help="A file in any of the formats that can be trained on.")]
 
 
 @app.callback()
@@ -66,64 +68,17 @@ def config(as_json: Json = False) -> None:
 
 
 @app.command()
-def validate(
-    file: Annotated[Path, typer.Argument(help="The file to check.")],
-    model_type: Annotated[str, typer.Option("--model-type", help="Whose training data it is.")],
-    data_format: Annotated[
-        str | None,
-        typer.Option("--format", help="csv, json or automotive-crm; guessed from the content if left out."),
-    ] = None,
-    task: TaskName = None,
-    dealership: Annotated[str | None, typer.Option("--dealership")] = None,
-    department: Annotated[str | None, typer.Option("--department", help="sales, service, parts or finance.")] = None,
-    date_from: Annotated[str | None, typer.Option("--from", help="First day, YYYY-MM-DD.")] = None,
-    date_to: Annotated[str | None, typer.Option("--to", help="Last day, YYYY-MM-DD.")] = None,
-    quarantine: Annotated[
-        Path | None, typer.Option("--quarantine", help="Write refused rows with their reasons here (JSON Lines).")
-    ] = None,
-    as_json: Json = False,
-) -> None:
-    """Check a file of training examples. Exit code 0: valid, 1: invalid, 2: wrong call."""
-    from pipelines import console, tokens
-    from pipelines import validate as validation
-    from pipelines.ingest import registry
-
-    current = settings.load()
-    checked = validation.validate_file(
-        file,
-        model_type=model_type,
-        data_format=data_format or registry.detect_format(file),
-        task=task,
-        dealership=dealership,
-        department=department,
-        date_from=_day("--from", date_from),
-        date_to=_day("--to", date_to),
-        max_quarantined=current.max_quarantined,
-    )
-    checked = tokens.counted(checked, current)
-    report = checked.report
-    if quarantine is not None:
-        validation.write_quarantine(checked, quarantine)
-    if as_json:
-        typer.echo(report.to_json(indent=2))
-    else:
-        for line in console.report_lines(report):
-            out.print(line, markup=False, highlight=False)
-        if quarantine is not None:
-            out.print(f"  quarantined rows written to {quarantine}", markup=False)
-    raise typer.Exit(0 if report.valid else EXIT_FAILED)
-
-
-@app.command()
 def train(
     config_file: Annotated[Path, typer.Argument(metavar="CONFIG", help="Such as configs/finetune/sales.yaml.")],
     overrides: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Such as training.learning_rate=0.001.")
     ] = None,
     data: Annotated[
-        list[Path] | None, typer.Option("--data", help="Train on this file instead of the config's (repeatable).")
+        list[Path] | None,
+        typer.Option("--data", help="Train on this file or dataset id instead of the config's (repeatable)."),
     ] = None,
     task: TaskName = None,
+    mapping: MappingName = None,
     local: Annotated[
         bool, typer.Option("--local", help="Without Ray, in this process; the same weights for the same steps.")
     ] = False,
@@ -134,10 +89,10 @@ def train(
 
     current = settings.load()
     loaded = configs.load_config(config_file, overrides or [])
-    if task and not data:
-        raise UsageError("--task goes with --data: the config's own files say their task")
+    if (task or mapping) and not data:
+        raise UsageError("--task and --mapping go with --data: the config says them of its own files")
     if data:
-        loaded = configs.with_data(loaded, data, task)
+        loaded = configs.with_data(loaded, data, task, mapping)
     from pipelines import console, tracking
     from pipelines import train as training
 
@@ -252,15 +207,6 @@ def version() -> None:
     typer.echo(__version__)
 
 
-def _day(option: str, text: str | None) -> date | None:
-    if text is None:
-        return None
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise UsageError(f"{option} {text!r} is no date: write YYYY-MM-DD") from None
-
-
 def main() -> None:
     """The console script: errors a user can act on are one line on stderr, without a traceback."""
     debug = "--debug" in sys.argv
@@ -293,3 +239,7 @@ def main() -> None:
 def _fail(message: str, code: int) -> None:
     err.print(f"neuroweaver: {message}", markup=False)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

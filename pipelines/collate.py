@@ -1,30 +1,16 @@
-"""Examples as token ids: prompt, completion, and which completion tokens are learnt; batches of near length."""
+"""Encoded examples in tensors: batches of near length, their common prefix held once."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from neuroweaver import answers, prompts
-from neuroweaver.tasks import Task
+from pipelines.encoding import Example
 
 IGNORED = -100
-
-
-@dataclass(frozen=True)
-class Example:
-    """One tokenised training example. `learnt[i]` says whether completion token i counts in the loss."""
-
-    prompt: tuple[int, ...]
-    completion: tuple[int, ...]
-    learnt: tuple[bool, ...]
-
-    def __len__(self) -> int:
-        return len(self.prompt) + len(self.completion)
 
 
 @dataclass(frozen=True)
@@ -47,25 +33,6 @@ class Batch:
     def total_tokens(self) -> int:
         """Tokens that go through the model, padding included."""
         return self.prefix_P.numel() + self.tokens_BT.numel()
-
-
-def encode(tokenizer: Any, task: Task, row: Mapping[str, Any], absent: Iterable[str] = ()) -> Example:
-    """Tokenise one row. The labels named in `absent` are written but not learnt: nobody stated them.
-
-    The end-of-text token ends the completion and is learnt with it.
-    """
-    completion = answers.render(task, row)
-    encoded = tokenizer(completion.text, add_special_tokens=False, return_offsets_mapping=True)
-    unknown = [completion.spans[name] for name in absent if name in completion.spans]
-    learnt = [
-        not any(start < stop_unknown and stop > start_unknown for start_unknown, stop_unknown in unknown)
-        for start, stop in encoded.offset_mapping
-    ]
-    return Example(
-        prompt=tuple(prompts.encode(tokenizer, prompts.user_turn(task, row))),
-        completion=(*encoded.input_ids, tokenizer.eos_token_id),
-        learnt=(*learnt, True),
-    )
 
 
 def collate(examples: Sequence[Example], pad: int) -> Batch:

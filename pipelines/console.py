@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from neuroweaver.report import ValidationReport
@@ -18,6 +19,7 @@ from neuroweaver.tasks import TASKS
 from pipelines.train import Outcome
 
 _LINES_PER_FINE_TUNE = 20
+_LARGE_FILE = 2**23  # bytes: read in about a second
 
 
 class TerminalReporter:
@@ -29,6 +31,9 @@ class TerminalReporter:
 
     def step(self, text: str) -> None:
         self._console.print(f"[bold]{self._clock()}[/bold] {text}")
+
+    def reading(self, path: Path) -> AbstractContextManager[Callable[[int], None]]:
+        return byte_bar(self._console, path)
 
     def validated(self, path: Path, report: ValidationReport) -> None:
         rows = report.rows
@@ -127,6 +132,18 @@ def progress_bar(console: Console, title: str) -> Iterator[Callable[[int, int], 
     ) as bar:  # fmt: skip
         task = bar.add_task(title, total=None)
         yield lambda rows, total: bar.update(task, advance=rows, total=total)
+
+
+@contextlib.contextmanager
+def byte_bar(console: Console, path: Path) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal while a large file is read, nothing elsewhere. The function takes bytes just read."""
+    size = path.stat().st_size if path.is_file() else 0
+    with Progress(
+        "reading {task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console,
+        transient=True, disable=not console.is_terminal or size < _LARGE_FILE,
+    ) as bar:  # fmt: skip
+        task = bar.add_task(path.name, total=size)
+        yield lambda count: bar.update(task, advance=count)
 
 
 def report_lines(report: ValidationReport) -> Iterator[str]:

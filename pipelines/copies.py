@@ -1,58 +1,109 @@
-"""Rows that say the same twice, and rows that contradict each other."""
+"""Rows that say the same twice, and rows that contradict each other, told by hashes of what they say."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from neuroweaver.tasks import Task
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from xxhash import xxh3_64_intdigest
+
+_ABSENT, _NULL = 0, 1  # instead of a hash
+_UNEVEN = r"^\s|\s$|\s\s|[\t\n\r\f\v]|[^\x00-\x7f]"  # only such a text can change when its blanks are folded
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What rows of one task say, as 64-bit hashes: of a million rows two that differ look the same in 3e-8 of cases.
+
+    rows_N: positions in the file. inputs_N: of all inputs. labels_NL: of each label, 0 where a row does not state it.
+    """
+
+    rows_N: np.ndarray
+    inputs_N: np.ndarray
+    labels_NL: np.ndarray
+
+    def later(self, rows: int) -> Keys:
+        return Keys(self.rows_N + rows, self.inputs_N, self.labels_NL)
 
 
 @dataclass(frozen=True)
 class Copies:
-    """`duplicates`: later copy -> first copy. `conflicts`: position -> (label column, position of another row)."""
+    """`duplicates`: later copy -> first copy. `conflicts`: row -> (index of a label, another row)."""
 
     duplicates: dict[int, int]
-    conflicts: dict[int, tuple[str, int]]
+    conflicts: dict[int, tuple[int, int]]
 
 
-def find_copies(task: Task, rows: Sequence[dict[str, Any]], positions: Sequence[int]) -> Copies:
-    """`rows` are typed; ids and dates don't matter, blanks are folded. `positions` says which rows to look at.
+def keys_of(
+    rows_N: np.ndarray, inputs: Sequence[pa.Array], labels: Sequence[pa.Array], stated: Sequence[np.ndarray | None]
+) -> Keys:
+    """Ids and dates don't matter, blanks are folded. `stated[i]` says which rows state label i, None if all do."""
+    inputs_N = np.zeros(len(rows_N), dtype=np.uint64)
+    for column in inputs:
+        inputs_N = inputs_N * np.uint64(0x9E3779B97F4A7C15) + _hashes(column)
+    labels_NL = np.empty((len(rows_N), len(labels)), dtype=np.uint64)
+    for index, (column, mask) in enumerate(zip(labels, stated, strict=True)):
+        labels_NL[:, index] = _hashes(column) if mask is None else np.where(mask, _hashes(column), np.uint64(_ABSENT))
+    return Keys(rows_N, inputs_N, labels_NL)
 
-    A label that a partial source leaves out (no key) contradicts nothing.
-    """
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for position in positions:
-        groups[tuple(_folded(rows[position].get(column.name)) for column in task.inputs)].append(position)
 
+def find_copies(parts: Iterable[Keys]) -> Copies:
+    """Among rows of one task. A label that a row does not state contradicts nothing."""
+    given = list(parts)
     duplicates: dict[int, int] = {}
-    conflicts: dict[int, tuple[str, int]] = {}
-    for group in groups.values():
-        if len(group) == 1:
-            continue
-        for column in task.labels:
-            stated = {
-                position: _folded(rows[position][column.name]) for position in group if column.name in rows[position]
-            }
-            if len(set(stated.values())) > 1:
-                for position in group:
-                    others = (other for other, value in stated.items() if value != stated.get(position, value))
-                    conflicts.setdefault(position, (column.name, next(others, next(o for o in group if o != position))))
-                break
-        else:
-            first_of: dict[Hashable, int] = {}
-            for position in group:
-                row = rows[position]
-                key = tuple((c.name, _folded(row[c.name])) for c in task.labels if c.name in row)
-                first = first_of.setdefault(key, position)
-                if first != position:
-                    duplicates[position] = first
+    conflicts: dict[int, tuple[int, int]] = {}
+    if not given:
+        return Copies(duplicates, conflicts)
+    rows_N = np.concatenate([keys.rows_N for keys in given])
+    inputs_N = np.concatenate([keys.inputs_N for keys in given])
+    order = np.argsort(inputs_N, kind="stable")
+    starts = np.flatnonzero(np.concatenate(([True], inputs_N[order][1:] != inputs_N[order][:-1])))
+    ends = np.append(starts[1:], len(order))
+    several = ends - starts > 1
+    if several.any():
+        labels_NL = np.concatenate([keys.labels_NL for keys in given])
+        for start, end in zip(starts[several].tolist(), ends[several].tolist(), strict=True):
+            places = order[start:end]
+            _compare(rows_N[places].tolist(), labels_NL[places], duplicates, conflicts)
     return Copies(duplicates, conflicts)
 
 
-def _folded(value: Any) -> Hashable:
-    if isinstance(value, str):
-        return " ".join(value.split())
-    return tuple(map(_folded, value)) if isinstance(value, list) else value
+def _compare(
+    rows: list[int], labels_NL: np.ndarray, duplicates: dict[int, int], conflicts: dict[int, tuple[int, int]]
+) -> None:
+    for index in range(labels_NL.shape[1]):
+        values = labels_NL[:, index]
+        stated = values[values != _ABSENT]
+        if len(stated) and (stated != stated[0]).any():
+            for at, row in enumerate(rows):
+                differs = (values != _ABSENT) & (values != values[at]) if values[at] != _ABSENT else values != _ABSENT
+                conflicts[row] = (index, rows[int(np.argmax(differs))])
+            return
+    first_of: dict[bytes, int] = {}
+    for at, row in enumerate(rows):
+        first = first_of.setdefault(labels_NL[at].tobytes(), row)
+        if first != row:
+            duplicates[row] = first
+
+
+def _hashes(column: pa.Array) -> np.ndarray:
+    """uint64 per cell; equal for cells that are equal once their blanks are folded."""
+    if pa.types.is_list(column.type):
+        values = ["\x1f".join(map(_folded, items)) if items is not None else None for items in column.to_pylist()]
+        return _hashes(pa.array(values, pa.string()))
+    encoded = column.dictionary_encode()
+    distinct = encoded.dictionary.cast(pa.string())
+    uneven = np.flatnonzero(pc.match_substring_regex(distinct, _UNEVEN).to_numpy(zero_copy_only=False))
+    raw = distinct.cast(pa.binary()).to_pylist()
+    for at in uneven.tolist():
+        raw[at] = _folded(raw[at].decode()).encode()
+    hashes = np.array([_NULL, *(xxh3_64_intdigest(value) | 2 for value in raw)], dtype=np.uint64)
+    spread: np.ndarray = hashes[pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False) + 1]
+    return spread
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.split())

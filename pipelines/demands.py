@@ -8,6 +8,7 @@ from datetime import date
 from neuroweaver.errors import UsageError
 from neuroweaver.tasks import LEAD_QUALIFICATION, Task, task_named, tasks_of
 from neuroweaver.vocabulary import DEPARTMENTS
+from pipelines.cells import META
 from pipelines.ingest import registry
 
 
@@ -20,6 +21,19 @@ class Demands:
     require_labels: bool
     date_from: date | None
     date_to: date | None
+
+    @property
+    def named_tasks(self) -> str:
+        return f"one of {', '.join(task.name for task in self.tasks)}"
+
+    @property
+    def known(self) -> frozenset[str]:
+        """The columns that mean something."""
+        return frozenset((*META, *(column.name for task in self.tasks for column in task.columns)))
+
+    def needed(self, task: Task) -> tuple[str, ...]:
+        columns = task.columns if self.require_labels else task.inputs
+        return tuple(column.name for column in columns if column.required)
 
 
 def demands_of(
@@ -49,7 +63,7 @@ def demands_of(
     if data_format == "automotive-crm":
         if LEAD_QUALIFICATION not in tasks or chosen not in (None, LEAD_QUALIFICATION):
             raise UsageError(
-                f"ADF leads hold nothing to train {chosen.name if chosen else model_type} on: they are data for "
+                f"CRM leads hold nothing to train {chosen.name if chosen else model_type} on: they are data for "
                 f"the model type {LEAD_QUALIFICATION.model_type}, task {LEAD_QUALIFICATION.name}"
             )
         chosen = LEAD_QUALIFICATION

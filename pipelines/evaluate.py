@@ -110,9 +110,11 @@ def _score_task(task: Task, pairs: Sequence[tuple[Question, Answer]]) -> dict[st
 
 
 def _normal(column: Column, value: Any) -> Any:
-    """Letter case and blanks don't make a name another one."""
+    """Letter case and blanks don't make a name another one; an answer speaks of whole dollars."""
     if value is None or value == "":
         return None
+    if isinstance(value, float):
+        return answers.answered(column, value)
     if column.kind == "phrases":
         return " ".join(map(str, value)).casefold()
     if column.kind in ("name", "text"):

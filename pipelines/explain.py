@@ -9,7 +9,7 @@ from typing import Any
 
 from neuroweaver import vin
 from neuroweaver.tasks import Column
-from pipelines.ingest.document import CellProblem
+from pipelines.ingest.frame import CellProblem
 
 
 def explain(
@@ -21,6 +21,7 @@ def explain(
     if rule == "enum" and column is not None:
         return CellProblem("enum", f"{name} is not one of its labels", name, value, nearest(str(value), column.values))
     if rule == "range" and column is not None:
+        value = int(value) if isinstance(value, float) and value.is_integer() else value
         if column.minimum <= value <= column.maximum:
             return CellProblem("range", "budget_min is more than budget_max", name, value, "exchange the two")
         return CellProblem("range", f"{name} is outside its range", name, value, _allowed(column))

@@ -7,16 +7,16 @@ from typing import Any
 
 from neuroweaver import pii
 from neuroweaver.report import Finding
-from pipelines.ingest.document import UNDECODED, CellProblem, Record
+from pipelines.ingest.frame import UNDECODED, CellProblem
 
 SHOWN_CHARACTERS = 120
 
 
-def finding(problem: CellProblem, record: Record | None = None) -> Finding:
-    line = problem.line or (record.line if record else 1)
+def finding(problem: CellProblem, record: int | None = None, line: int = 1) -> Finding:
+    """`record` is None where the file is meant; `line` is that on which the record starts."""
     return Finding(
-        line=line,
-        record=record.record if record else None,
+        line=problem.line or line,
+        record=record,
         column=shown(problem.column),
         rule=problem.rule,
         value=shown(problem.value),

@@ -20,8 +20,9 @@ from transformers import DynamicCache
 
 from neuroweaver.errors import ConfigError, TrainingError
 from pipelines import checkpoint
-from pipelines.collate import IGNORED, Batch, Example, batches, collate
+from pipelines.collate import IGNORED, Batch, batches, collate
 from pipelines.config import LoraSection, TrainingSection
+from pipelines.encoding import Example
 
 
 @dataclass(frozen=True)

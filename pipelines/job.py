@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from neuroweaver import adapter, base_model, files, memory
 from neuroweaver.tasks import task_named
 from pipelines import dataset, finetune
-from pipelines.collate import Example, encode
 from pipelines.config import FinetuneConfig
+from pipelines.encoding import Example, encode
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import date
 from functools import cache
@@ -10,6 +10,8 @@ from typing import Any
 
 import pandas as pd
 import pandera.pandas as pa
+import pyarrow
+import pyarrow.compute as pc
 from pandera.errors import SchemaErrors
 
 from neuroweaver import vin
@@ -29,53 +31,38 @@ class Failure:
 
 def failures(
     task: Task,
-    columns: Mapping[str, Sequence[Any]],
+    columns: Mapping[str, pyarrow.Array],
     *,
-    partial: Sequence[bool],
-    require_labels: bool,
-    needed_of_partial: Sequence[str],
+    needed: Collection[str],
     date_from: date | None,
     date_to: date | None,
 ) -> list[Failure]:
-    """What is wrong with typed columns, `occurred_at` among them; None is an empty cell.
+    """What is wrong with typed columns, `occurred_at` among them; null is an empty cell.
 
-    A column of the task that is not in `columns` is not looked at. In a `partial` row only `needed_of_partial`
-    is needed.
+    A column of the task that is not in `columns` is not looked at.
     """
-    series = {name: _series(_measured(task, name, values)) for name, values in columns.items()}
-    if {"budget_min", "budget_max"} <= set(series):
-        both = zip(columns["budget_min"], columns["budget_max"], strict=True)
-        series[_EXCESS] = _series([None if None in (least, most) else least - most for least, most in both])
-    frame = pd.DataFrame(series)
-    found: list[Failure] = []
-    for is_partial in (False, True):
-        part = frame[[flag == is_partial for flag in partial]]
-        if part.empty:
-            continue
-        needed = tuple(needed_of_partial) if is_partial else _needed(task, require_labels)
-        schema = _schema(task.name, task.columns, needed, date_from, date_to)
-        try:
-            schema.validate(part, lazy=True)
-        except SchemaErrors as errors:
-            cases = errors.failure_cases
-            for column, rule, position in zip(cases["column"], cases["check"], cases["index"], strict=True):
-                found.append(Failure(int(position), "budget_min" if column == _EXCESS else str(column), str(rule)))
-    return found
-
-
-def _needed(task: Task, require_labels: bool) -> tuple[str, ...]:
-    columns = task.columns if require_labels else task.inputs
-    return tuple(column.name for column in columns if column.required)
-
-
-def _measured(task: Task, name: str, values: Sequence[Any]) -> Sequence[Any]:
-    """Of phrases Pandera sees how many there are."""
     kinds = {column.name: column.kind for column in task.columns}
-    return [value and len(value) for value in values] if kinds.get(name) == "phrases" else values
+    series = {
+        # Of phrases Pandera sees how many there are.
+        name: _series(pc.list_value_length(values) if kinds.get(name) == "phrases" else values)
+        for name, values in columns.items()
+    }
+    if {"budget_min", "budget_max"} <= set(series):
+        series[_EXCESS] = _series(pc.subtract(columns["budget_min"], columns["budget_max"]))
+    schema = _schema(task.name, task.columns, tuple(sorted(needed)), date_from, date_to)
+    try:
+        schema.validate(pd.DataFrame(series), lazy=True)
+    except SchemaErrors as errors:
+        cases = errors.failure_cases
+        return [
+            Failure(int(position), "budget_min" if column == _EXCESS else str(column), str(rule))
+            for column, rule, position in zip(cases["column"], cases["check"], cases["index"], strict=True)
+        ]
+    return []
 
 
-def _series(values: Sequence[Any]) -> pd.Series[Any]:
-    return pd.Series(list(values), dtype=object)
+def _series(values: pyarrow.Array) -> pd.Series[Any]:
+    return pd.Series(pd.arrays.ArrowExtensionArray(pyarrow.chunked_array([values])))
 
 
 @cache
@@ -117,11 +104,11 @@ def _date_checks(date_from: date | None, date_to: date | None) -> list[pa.Check]
 
 
 def _described(checks: list[pa.Check]) -> pa.Column:
-    return pa.Column(object, checks=checks, nullable=True, required=False)
+    return pa.Column(checks=checks, nullable=True, required=False)
 
 
 def _check(rule: str, passes: Any) -> pa.Check:
-    return pa.Check(passes, name=rule, error=rule, ignore_na=True)
+    return pa.Check(lambda cells: passes(cells).astype(bool), name=rule, error=rule, ignore_na=True)
 
 
 def _has_signs(cell: str) -> bool:

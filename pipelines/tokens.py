@@ -2,41 +2,85 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from neuroweaver import base_model
 from neuroweaver.errors import NotFoundError
 from neuroweaver.report import Finding, TokenCounts
 from neuroweaver.settings import Settings
-from neuroweaver.tasks import task_named
-from pipelines.collate import encode
+from neuroweaver.tasks import Task, task_named
 from pipelines.config import TrainingSection
-from pipelines.validate import QuarantinedRow, Row, Validation
+from pipelines.encoding import lengths
+from pipelines.rows import Row, Rows, rows_of, task_of
+from pipelines.validate import Validation
+
+SAMPLE = 2000  # rows that stand for all in a file of more than EXACT
+EXACT = 20_000
+_SLACK = 32  # tokens that text may take more where it is joined than by itself
 
 
 def count(checked: Validation, tokenizer: Any, most: int) -> Validation:
-    """`checked` with token counts (prompt and completion), rows of more than `most` tokens quarantined."""
-    lengths = [len(encode(tokenizer, task_named(row.task), row.values)) for row in checked.rows]
-    too_long = [(row, length) for row, length in zip(checked.rows, lengths, strict=True) if length > most]
-    kept = [row for row, length in zip(checked.rows, lengths, strict=True) if length <= most]
-    ordered = sorted(lengths)
-    if not ordered:
+    """`checked` with token counts (prompt and completion), rows of more than `most` tokens quarantined.
+
+    In a file of more than EXACT rows the percentiles are those of SAMPLE rows, always the same ones; every row that is
+    long enough to exceed `most` is counted all the same, so that `over_length` is exact and `max` nearly so.
+    """
+    sampled: list[int] = []
+    longest = 0
+    found: dict[int, Finding] = {}
+    for rows, is_sampled in _to_count(checked.rows, tokenizer, most):
+        counted = lengths(tokenizer, task_named(rows[0].task), [row.values for row in rows])
+        longest = max(longest, *counted)
+        sampled += [length for length, chosen in zip(counted, is_sampled, strict=True) if chosen]
+        found |= {row.record: _finding(row, n, most) for row, n in zip(rows, counted, strict=True) if n > most}
+    if not sampled:
         return checked
+    ordered = sorted(sampled)
     counts = TokenCounts(
-        p50=ordered[len(ordered) // 2],
-        p95=ordered[int(len(ordered) * 0.95)],
-        max=ordered[-1],
-        over_length=len(too_long),
+        p50=ordered[len(ordered) // 2], p95=ordered[int(len(ordered) * 0.95)], max=longest, over_length=len(found)
     )
-    found = [_finding(row, length, most) for row, length in too_long]
-    quarantined = [
-        *checked.quarantined,
-        *(QuarantinedRow(row.line, row.record, row.values, (f,)) for (row, _), f in zip(too_long, found, strict=True)),
-    ]
-    return replace(
-        checked, report=checked.report.with_tokens(counts).with_errors(found), rows=kept, quarantined=quarantined
-    )
+    marked = checked.with_overlong(found) if found else checked
+    return replace(marked, report=marked.report.with_tokens(counts), lengths=tuple(ordered))
+
+
+def _to_count(rows: Rows, tokenizer: Any, most: int) -> Iterator[tuple[list[Row], list[bool]]]:
+    """Rows of one task whose tokens are to be counted, and whether each is of the sample."""
+    total = len(rows)
+    chosen = np.ones(total, dtype=bool)
+    if total > EXACT:
+        chosen[:] = False
+        chosen[np.random.default_rng(total).choice(total, SAMPLE, replace=False)] = True
+    fixed: dict[str, int] = {}
+    first = 0
+    for batch in rows.batches():
+        task = task_named(task_of(batch))
+        is_sampled = chosen[first : first + len(batch)]
+        first += len(batch)
+        if task.name not in fixed:
+            fixed[task.name] = lengths(tokenizer, task, [{}])[0] + _SLACK
+        wanted = is_sampled | (_text_bytes(task, batch) + fixed[task.name] > most)
+        if wanted.any():
+            yield list(rows_of(batch.filter(pa.array(wanted)))), is_sampled[wanted].tolist()
+
+
+def _text_bytes(task: Task, batch: pa.RecordBatch) -> np.ndarray:
+    """At least as many as the tokens of a row's cells: a token takes a byte, a quote in JSON one more."""
+    total = np.zeros(len(batch), dtype=np.int64)
+    for column in task.columns:
+        cells = batch.column(column.name)
+        if pa.types.is_list(cells.type):
+            cells = pc.binary_join(cells, "____")
+        if pa.types.is_string(cells.type):
+            total += pc.fill_null(pc.binary_length(cells), 0).to_numpy(zero_copy_only=False)
+        else:
+            total += 20
+    return total
 
 
 def _finding(row: Row, length: int, most: int) -> Finding:
@@ -57,5 +101,5 @@ def counted(checked: Validation, settings: Settings) -> Validation:
         base = base_model.locate(settings.base_model, settings.home)
     except NotFoundError:
         return checked
-    counted = count(checked, base_model.load_tokenizer(base), TrainingSection().max_tokens)
-    return replace(counted, report=counted.report.judged(settings.max_quarantined))
+    found = count(checked, base_model.load_tokenizer(base), TrainingSection().max_tokens)
+    return replace(found, report=found.report.judged(settings.max_quarantined))

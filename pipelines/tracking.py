@@ -11,12 +11,15 @@ import importlib.metadata
 import json
 import logging
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 # MLflow reports usage to its makers unless told otherwise before it is imported.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -151,6 +154,27 @@ class Tracker:
             versions = sorted(int(version.version) for version in found)
             known = ", ".join(f"{ref.model_type}@{version}" for version in versions) or "none yet"
             raise NotFoundError(f"no model {ref}: there are {known}") from None
+
+    def trained_on(self, dataset_ids: frozenset[str]) -> list[str]:
+        """The model versions that have learnt from any of the datasets, such as `automotive-sales@2`."""
+        found = []
+        for version in self._client.search_model_versions():
+            if dataset_ids & set(version.tags.get("dataset_ids", "").split(",")):
+                found.append(f"{version.name}@{version.version}")
+        return sorted(found)
+
+    def forget_reports(self, dataset_ids: frozenset[str]) -> list[str]:
+        """Deletes the reports of the datasets from their runs; gives the runs whose artifacts can't be deleted here."""
+        left = []
+        for run in self._client.search_runs([e.experiment_id for e in self._client.search_experiments()]):
+            for identity in dataset_ids & set(run.data.tags.get("dataset_ids", "").split(",")):
+                artifacts = run.info.artifact_uri
+                if artifacts.startswith(("file:", "/")):
+                    folder = Path(url2pathname(urlsplit(artifacts).path)) / "datasets" / identity
+                    shutil.rmtree(folder, ignore_errors=True)
+                else:
+                    left.append(str(run.info.run_id))
+        return sorted(set(left))
 
     def experiment(self, model_type: str) -> str:
         """The id of the model type's experiment, made where there is none."""

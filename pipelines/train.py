@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,13 +17,15 @@ from neuroweaver.settings import Settings
 from neuroweaver.tasks import task_named
 from pipelines import dataset, model_card, promote, tokens, validate
 from pipelines import job as jobs
-from pipelines.config import FinetuneConfig, flat
+from pipelines.config import DataSource, FinetuneConfig, flat
 from pipelines.dataset import Dataset, DatasetRow
 from pipelines.evaluate import Question
 from pipelines.infer import task_of_file
 from pipelines.ingest import registry
+from pipelines.ingest.sniff import Advance
 from pipelines.job import Job
 from pipelines.promote import Decision
+from pipelines.provenance import Provenance
 from pipelines.scoring import Scorer
 from pipelines.tracking import Tracker, Version, environment, git_commit, to_json
 
@@ -31,6 +34,7 @@ class Reporter(Protocol):
     """Who is told what happens: the terminal, a log."""
 
     def step(self, text: str) -> None: ...
+    def reading(self, path: Path) -> AbstractContextManager[Advance]: ...
     def validated(self, path: Path, report: ValidationReport) -> None: ...
     def event(self, event: dict[str, Any]) -> None: ...
     def scoring(self, name: str) -> Any: ...
@@ -70,7 +74,7 @@ def train(config: FinetuneConfig, settings: Settings, reporter: Reporter, *, loc
     reporter.step(f"base model {config.base_model}")
     base = base_model.fetch(config.base_model, settings.home)
     tokenizer = base_model.load_tokenizer(base)
-    datasets = [prepare(source.path, source.task, config, settings, tokenizer, reporter) for source in config.data]
+    datasets = [prepare(source, config, settings, tokenizer, reporter) for source in config.data]
     held_out = held_out_rows(datasets, config)
     sides = {side: sum(len(stored.side(side)) for stored in datasets) for side in ("train", "validation")}
     if not held_out or not all(sides.values()):
@@ -109,26 +113,36 @@ def train(config: FinetuneConfig, settings: Settings, reporter: Reporter, *, loc
 
 
 def prepare(
-    path: Path, task: str | None, config: FinetuneConfig, settings: Settings, tokenizer: Any, reporter: Reporter
+    source: DataSource, config: FinetuneConfig, settings: Settings, tokenizer: Any, reporter: Reporter
 ) -> Dataset:
-    """Validate a file and store it as a dataset. Raises InputError where it is refused."""
-    data_format = registry.detect_format(path)
-    if task is None:
-        _, task = task_of_file(path, data_format, config.model_type)
-    checked = validate.validate_file(
-        path,
-        model_type=config.model_type,
-        data_format=data_format,
-        task=task,
-        max_quarantined=settings.max_quarantined,
-    )
+    """The dataset of a file, validated and stored, or the stored one that is named. Raises InputError if refused."""
+    if dataset.is_identity(str(source.path)):
+        stored = dataset.load(str(source.path), settings.home)
+        if stored.report.model_type != config.model_type:
+            raise errors.UsageError(f"{stored.id} is data for {stored.report.model_type}, not for {config.model_type}")
+        reporter.validated(source.path, stored.report)
+        return stored
+    data_format = "automotive-crm" if source.mapping else registry.detect_format(source.path)
+    task = source.task or task_of_file(source.path, data_format, config.model_type)[1]
+    with reporter.reading(source.path) as advance:
+        checked = validate.validate_file(
+            source.path,
+            model_type=config.model_type,
+            data_format=data_format,
+            task=task,
+            mapping=source.mapping,
+            max_quarantined=settings.max_quarantined,
+            advance=advance,
+        )
     checked = tokens.count(checked, tokenizer, config.training.max_tokens)
     report = checked.report.judged(settings.max_quarantined)
-    checked = replace(checked, report=report)
-    reporter.validated(path, report)
+    reporter.validated(source.path, report)
     if not report.valid:
-        raise errors.InputError(refusal(path, report))
-    return dataset.store(checked, settings.home)
+        raise errors.InputError(refusal(source.path, report))
+    origin = Provenance.of(
+        report, file=source.path.name, mapping=source.mapping, token_limit=config.training.max_tokens
+    )
+    return dataset.store(replace(checked, report=report), settings.home, origin)
 
 
 def refusal(path: Path, report: ValidationReport) -> str:
@@ -159,7 +173,7 @@ def held_out_rows(datasets: Sequence[Dataset], config: FinetuneConfig) -> list[D
 def _log_inputs(tracker: Tracker, run_id: str, datasets: Sequence[Dataset], held_out: Sequence[DatasetRow]) -> None:
     for stored in datasets:
         tracker.dataset(run_id, stored.id, [row.values for row in stored.side("train")], "training")
-        for name in ("report.json", "card.md"):
+        for name in ("report.json", "report.html", "source.json", "card.md"):
             tracker.text(run_id, f"datasets/{stored.id}/{name}", (stored.folder / name).read_text(encoding="utf-8"))
     tracker.dataset(run_id, "held_out", [{"task": row.task, **row.values} for row in held_out], "evaluation")
     tracker.text(run_id, "environment.txt", environment())

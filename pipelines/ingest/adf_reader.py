@@ -2,116 +2,105 @@
 
 from __future__ import annotations
 
-import bisect
-import re
-from collections.abc import Callable, Iterable
-from datetime import datetime
+from collections.abc import Callable, Iterable, Iterator
+from datetime import date
 from typing import Any, TypeVar
 
-from defusedxml.common import DefusedXmlException
-from defusedxml.ElementTree import ParseError, fromstring
+from pipelines.ingest import lead_words as words
+from pipelines.ingest.adf_xml import Element, XmlError, prospects
+from pipelines.ingest.crm_dates import stated_day
+from pipelines.ingest.frame import CellProblem, FileProblemError, Record
+from pipelines.ingest.lead_amounts import COUNTED_KINDS
+from pipelines.ingest.markup import without_markup
+from pipelines.ingest.person_names import full_name, person_names
 
-from pipelines.ingest import adf_words as words
-from pipelines.ingest.adf_xml import XmlError, repair
-from pipelines.ingest.document import UNDECODED, CellProblem, Document, Record
-from pipelines.ingest.sniff import Text
+_PARTS = ("first", "middle", "last", "surname")
+_WANTED = ("", "buy", "lease", "test-drive")
 
-_LINE_END = re.compile(r"\r\n|\n|\r")
-_WANTED = ("buy", "lease", "test-drive")
-_COUNTED_KINDS = ("monthly", "total", "downpayment")  # with several the first counts (labels.md)
-
-Element = Any  # defusedxml's stubs name no element type
 T = TypeVar("T")
 
 
-def read_adf(source: Text) -> Document:
-    ends = [match.end() for match in _LINE_END.finditer(source.text)]
+def adf_records(pieces: Iterator[str]) -> Iterator[Record]:
+    """A partial record for each prospect of consecutive `pieces` of a file's text, about a megabyte each.
 
-    def line_at(offset: int) -> int:
-        return bisect.bisect_right(ends, offset) + 1
+    Bytes that did not decode are lone surrogates. Raises FileProblemError where the file can't be read as ADF, also
+    after some records.
+    """
+    is_blank = True
 
-    def refused(message: str, line: int, hint: str | None = None) -> Document:
-        return Document(source.encoding, problems_of_file=(CellProblem("malformed", message, hint=hint, line=line),))
+    def watched() -> Iterator[str]:
+        nonlocal is_blank
+        for piece in pieces:
+            is_blank = is_blank and (not piece or piece.isspace())
+            yield piece
 
-    if not source.text.strip():
-        return Document(source.encoding, problems_of_file=(CellProblem("empty", "the file is empty", line=1),))
+    has_prospects = False
     try:
-        repaired = repair(source.text)
-        root = fromstring(repaired.xml, forbid_dtd=True)
+        for prospect in prospects(watched()):
+            has_prospects = True
+            values, problems = _lead(prospect.element)
+            if prospect.is_damaged:
+                message = "the lead holds a NUL or bytes that are not of the file's encoding"
+                problems.append(CellProblem("encoding", message, hint="save the file as UTF-8"))
+            yield Record(prospect.line, values, tuple(problems), True, _names(prospect.element))
     except XmlError as error:
-        return refused(str(error), line_at(min(error.offset, max(0, len(source.text) - 1))))
-    except (ParseError, DefusedXmlException, ValueError) as error:
-        return refused(f"the XML can't be read: {error}", 1)
-    if source.is_cut:
-        return refused("the file ends within a character: it is truncated", line_at(len(source.text)))
-    prospects = [prospect for adf in root for prospect in adf if prospect.tag == "prospect"]
-    if not prospects:
-        return Document(source.encoding, problems_of_file=(CellProblem("empty", "no <prospect> in the file", line=1),))
-    bounds = (*repaired.prospects, len(source.text))
-    records = []
-    for index, prospect in enumerate(prospects):
-        values, problems = _lead(prospect)
-        if UNDECODED.search(source.text, bounds[index], bounds[index + 1]):
-            problems.append(
-                CellProblem("encoding", "the lead holds a NUL or bytes that are not of the file's encoding")
-            )
-        records.append(Record(line_at(bounds[index]), index, values, tuple(problems), is_partial=True))
-    columns = dict.fromkeys(name for record in records for name in record.values)
-    return Document(source.encoding, None, tuple(columns), tuple(records))
+        raise FileProblemError(CellProblem("malformed", str(error), line=error.line)) from None
+    if not has_prospects:
+        message = "the file is empty" if is_blank else "no <prospect> in the file"
+        raise FileProblemError(CellProblem("empty", message, line=1))
 
 
 def _lead(prospect: Element) -> tuple[dict[str, Any], list[CellProblem]]:
     vehicles = prospect.findall("vehicle")
     customers = prospect.findall("customer")
-    wanted = [vehicle for vehicle in vehicles if _attribute(vehicle, "interest") in ("", *_WANTED)]
+    wanted = [vehicle for vehicle in vehicles if _attribute(vehicle, "interest") in _WANTED]
+    asked, problem = stated_day(_text(prospect, "requestdate"))
     values: dict[str, Any] = {
         "task": "lead-qualification",
-        "customer_message": _message([*vehicles, *customers]),
+        "customer_message": _message([*vehicles, *customers, prospect]),
         "vehicle_type": _agreed(wanted, lambda vehicle: words.vehicle_type(_text(vehicle, "bodystyle"))),
         "condition": _agreed(wanted, _condition),
         "make": _agreed(wanted, lambda vehicle: words.make(_text(vehicle, "make"))),
-        "model": _agreed(wanted, lambda vehicle: _stated(_text(vehicle, "model"))),
+        "model": _agreed(wanted, lambda vehicle: words.model(_text(vehicle, "model"))),
         "year": _agreed(wanted, lambda vehicle: words.year(_text(vehicle, "year"))),
         "financing": _agreed(wanted, _financing),
-        "timeline": next(filter(None, map(_timeline, customers)), None),
+        "timeline": next(filter(None, (_timeline(customer, asked) for customer in customers)), None),
         "trade_in": "yes" if any(_attribute(vehicle, "interest") == "trade-in" for vehicle in vehicles) else None,
         "example_id": _text(prospect, "id"),
         "customer_id": next(filter(None, (_text(customer, "id") for customer in customers)), None),
+        "occurred_at": asked.isoformat() if asked else None,
     }
-    budget = _agreed(wanted, _budget)
-    if budget:
+    if budget := _agreed(wanted, _budget):
         values["budget_kind"], values["budget_min"], values["budget_max"] = budget
-    problems = []
-    requested = _text(prospect, "requestdate")
-    if requested:
-        try:
-            values["occurred_at"] = datetime.fromisoformat(requested).date().isoformat()
-        except ValueError:
-            problem = "the date is not ISO 8601 and was left out"
-            problems.append(CellProblem("type", problem, "occurred_at", requested, "YYYY-MM-DD", is_warning=True))
-    return {name: value for name, value in values.items() if value}, problems
+    return {name: value for name, value in values.items() if value}, [problem] if problem else []
 
 
 def _message(elements: Iterable[Element]) -> str:
     found = [comments for element in elements for comments in element.findall("comments")]
-    texts = [words.without_markup("".join(comments.itertext())) for comments in found]
+    texts = [without_markup("".join(comments.itertext())) for comments in found]
     return "\n".join(dict.fromkeys(text for text in texts if text))
 
 
 def _condition(vehicle: Element) -> str | None:
-    return words.CONDITIONS.get(_attribute(vehicle, "status")) or words.CONDITIONS.get(
-        _text(vehicle, "condition").lower()
-    )
+    return words.condition(_attribute(vehicle, "status")) or words.condition(_text(vehicle, "condition"))
 
 
 def _financing(vehicle: Element) -> str | None:
-    method = words.FINANCING.get(_text(vehicle, "finance/method").lower())
+    finance = vehicle.find("finance")
+    method = None if finance is None else words.financing(_text(finance, "method"))
     return method or ("lease" if _attribute(vehicle, "interest") == "lease" else None)
 
 
-def _timeline(customer: Element) -> str | None:
+def _timeline(customer: Element, asked: date | None) -> str | None:
+    """By its words; where they say nothing, by the days from the request to the dates that it names."""
     frame = customer.find("timeframe")
-    return None if frame is None else words.timeline((frame.text or "").strip() or _text(frame, "description"))
+    if frame is None:
+        return None
+    stated = words.timeline(" ".join((frame.text or "").split()) or _text(frame, "description"))
+    if stated or asked is None:
+        return stated
+    earliest, latest = (stated_day(_text(frame, name))[0] for name in ("earliestdate", "latestdate"))
+    return words.timeline_between(asked, earliest, latest)
 
 
 def _budget(vehicle: Element) -> tuple[str | None, str | None, str | None] | None:
@@ -119,7 +108,7 @@ def _budget(vehicle: Element) -> tuple[str | None, str | None, str | None] | Non
     kinds: dict[str, dict[str, str]] = {}
     for amount in vehicle.findall("finance/amount"):
         text = " ".join((amount.text or "").split())
-        if not _stated(text) or _attribute(amount, "currency") not in ("", "usd"):
+        if not text.strip("0.,$ ") or _attribute(amount, "currency") not in ("", "usd"):
             continue
         limit = _attribute(amount, "limit")
         bounds = kinds.setdefault(_attribute(amount, "type"), {})
@@ -127,8 +116,26 @@ def _budget(vehicle: Element) -> tuple[str | None, str | None, str | None] | Non
             bounds.setdefault("least", text)
         if limit != "minimum":
             bounds.setdefault("most", text)
-    kind = next((kind for kind in (*_COUNTED_KINDS, "") if kind in kinds), None)
+    kind = next((kind for kind in (*COUNTED_KINDS, "") if kind in kinds), None)
     return None if kind is None else (kind or None, kinds[kind].get("least"), kinds[kind].get("most"))
+
+
+def _names(prospect: Element) -> tuple[str, ...]:
+    """Of whoever asks, all that no business is; of dealer and provider only who is said to be a person.
+
+    `individual` is the default of ADF, and dealers' names go without `type="business"` as often as not.
+    """
+    found: list[str] = []
+    for party in prospect:
+        kinds = ("individual", "") if party.tag == "customer" else ("individual",)
+        for contact in () if party.tag == "vehicle" else party.findall("contact"):
+            parts: dict[str, list[str]] = {}
+            for name in contact.findall("name"):
+                if _attribute(name, "type") in kinds:
+                    parts.setdefault(_attribute(name, "part"), []).append(_folded(name))
+            found.append(full_name(text for part in _PARTS for text in parts.pop(part, ())))
+            found += (text for texts in parts.values() for text in texts)
+    return person_names(found)
 
 
 def _agreed(vehicles: list[Element], read: Callable[[Element], T | None]) -> T | None:
@@ -137,15 +144,17 @@ def _agreed(vehicles: list[Element], read: Callable[[Element], T | None]) -> T |
     return found.pop() if len(found) == 1 else None
 
 
-def _text(element: Element, path: str) -> str:
-    """The first non-blank text at `path`, blanks folded."""
-    texts = (" ".join("".join(found.itertext()).split()) for found in element.findall(path))
-    return next(filter(None, texts), "")
+def _text(element: Element, name: str) -> str:
+    """The first non-blank text of a child `name`, blanks folded."""
+    return next(filter(None, map(_folded, element.findall(name))), "")
 
 
-def _stated(text: str) -> str | None:
-    return text if text.strip("0.,$ ") else None
+def _folded(element: Element) -> str:
+    return " ".join((" ".join(element.itertext()) if len(element) else element.text or "").split())
 
 
 def _attribute(element: Element, name: str) -> str:
-    return (element.get(name) or "").strip().lower()
+    value = element.get(name)
+    if value is None:
+        value = next((text for key, text in element.items() if key.lower() == name), "")
+    return str(value).strip().lower()

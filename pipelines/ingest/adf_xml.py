@@ -1,152 +1,145 @@
-"""ADF as senders write it -> well-formed XML: quotes, bare `&` and `<`, stray declarations, several documents.
+"""ADF as senders write it -> a tree for each prospect, one document or several.
 
-Only the text is repaired; the tree is then built by a strict parser that knows no entities.
+Most prospects are well-formed, and a strict parser reads them as they are; the others are repaired first. Either way
+the tree is built by a parser that knows no DTD and no entities, and nothing outside of the file is ever read. However
+long the file, one prospect of it is held.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from xml.sax.saxutils import escape, quoteattr
+from typing import Any
+from xml.etree.ElementTree import TreeBuilder
 
-MAX_DEPTH = 64
-_VALUE = r"(?:\"[^\"<]*\"|'[^'<]*'|[“”„][^“”„<]*[“”]|[‘’][^‘’<]*[‘’]|[^\s\"'“”‘’<>/]+)"
-_TAG = re.compile(rf"<(/?)([A-Za-z_][\w.\-]*(?::[\w.\-]+)?)((?:\s+[\w.:\-]+\s*=\s*{_VALUE})*)\s*(/?)>")
-_ATTRIBUTE = re.compile(rf"([\w.:\-]+)\s*=\s*({_VALUE})")
-_REFERENCE = re.compile(r"&(?:amp|lt|gt|quot|apos|#[0-9]{1,7}|#x[0-9A-Fa-f]{1,6});")
-_COMMENTS_END = re.compile(r"</comments\s*>", re.IGNORECASE)
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_NAMED = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&apos;": "'"}
-_QUOTES = "\"'“”„‘’"
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import ParseError, XMLParser
+
+from pipelines.ingest.adf_repair import FREE_TEXT, repaired
+from pipelines.ingest.adf_tags import MAX_DEPTH, BrokenError, follow, markup_end, tag_at
+from pipelines.ingest.frame import UNDECODED
+from pipelines.ingest.window import TooLongError, Window
+
+MAX_CHARACTERS = 2**24  # of a prospect
+_MAX_PLAIN = 2**16  # of a prospect that is tried as it is; looking for the end of a longer one could be in vain
+_UPPER_CASE = re.compile(r"<[a-z0-9_.:\-]*[A-Z]")
+_TEXT = re.compile(r"[^\s\ufeff]")  # a byte order mark may begin each of several documents
+
+Element = Any  # defusedxml's stubs name no element type
 
 
 class XmlError(ValueError):
-    """The file can't be read as ADF; `offset` says where."""
+    """The file can't be read as ADF. `line` is physical, from 1."""
 
-    def __init__(self, message: str, offset: int) -> None:
+    def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
-        self.offset = offset
+        self.line = line
 
 
 @dataclass(frozen=True)
-class Repaired:
-    """`xml` has one root `documents`; `prospects` are the offsets of each `<prospect` in the original text."""
+class Prospect:
+    """A `<prospect>` that begins on `line`. `is_damaged`: it held a NUL or bytes that did not decode."""
 
-    xml: str
-    prospects: tuple[int, ...]
+    line: int
+    element: Element
+    is_damaged: bool = False
 
 
-def repair(text: str) -> Repaired:
-    """Raises XmlError for a DTD, an XInclude, an unclosed part, another root than `adf`, or too deep nesting."""
-    parts: list[str] = []
-    prospects: list[int] = []
+def prospects(pieces: Iterator[str]) -> Iterator[Prospect]:
+    """The prospects of consecutive `pieces` of a file's text.
+
+    Raises XmlError for a DTD, an XInclude, an unclosed part, another root than `adf`, text outside of it, too deep
+    nesting or a prospect of more than MAX_CHARACTERS.
+    """
+    window = Window(pieces, MAX_CHARACTERS)
     stack: list[str] = []
-    for offset, kind, piece in _pieces(text):
-        if kind == "text":
-            if not stack and piece.strip():
-                raise XmlError("text stands outside of the root element", offset + len(piece) - len(piece.lstrip()))
-            parts.append(escape(plain(piece)))
-            continue
-        match = _TAG.fullmatch(piece)
-        if match is None:  # pragma: no cover - _pieces gives nothing else
-            raise XmlError("a tag can't be read", offset)
-        closes, name, attributes, is_empty = match[1], match[2].lower(), match[3], match[4]
-        if ":" in name:
-            if name.endswith(":include"):
-                raise XmlError("XInclude is refused", offset)
-            name = name.split(":")[1]
-        if closes:
-            if not stack or stack[-1] != name:
-                wanted = f"</{stack[-1]}> is needed" if stack else "nothing is open"
-                raise XmlError(f"</{name}> closes no element: {wanted}", offset)
-            stack.pop()
-            parts.append(f"</{name}>")
-            continue
-        if not stack and name != "adf":
-            raise XmlError(f"the root element is <{name[:40]}>, <adf> is needed", offset)
-        if "2001/XInclude" in attributes:
-            raise XmlError("XInclude is refused", offset)
-        if name == "prospect" and stack == ["adf"]:
-            prospects.append(offset)
-        parts.append(f"<{name}{_attributes(attributes)}{'/' if is_empty else ''}>")
-        if not is_empty:
-            stack.append(name)
-            if len(stack) > MAX_DEPTH:
-                raise XmlError(f"elements are nested deeper than {MAX_DEPTH}", offset)
-    if stack:
-        raise XmlError(f"the file is cut off: <{stack[-1]}> is never closed", len(text))
-    return Repaired(f"<documents>{''.join(parts)}</documents>", tuple(prospects))
-
-
-def plain(raw: str) -> str:
-    """Character data with its references resolved, and without signs that XML can't hold."""
-
-    def resolve(match: re.Match[str]) -> str:
-        reference = match.group()
-        if reference in _NAMED:
-            return _NAMED[reference]
-        number = int(reference[3:-1], 16) if reference[2] == "x" else int(reference[2:-1])
-        return chr(number) if number < 0x110000 else reference
-
-    return _NOT_XML.sub("\ufffd", _REFERENCE.sub(resolve, raw))
-
-
-def _pieces(text: str) -> Iterator[tuple[int, str, str]]:
-    """Tags and text with their offsets; comments and processing instructions are left out."""
     position = 0
-    while position < len(text):
-        if text[position] != "<":
-            end = text.find("<", position)
-            end = len(text) if end < 0 else end
-            yield position, "text", text[position:end]
-            position = end
-            continue
-        if text.startswith("<!--", position):
-            position = _end_of(text, position, "-->")
-        elif text.startswith("<?", position):
-            position = _end_of(text, position, "?>")
-        elif text.startswith("<![CDATA[", position):
-            end = _end_of(text, position, "]]>")
-            yield position, "text", escape(text[position + 9 : end - 3])
-            position = end
-        elif text.startswith("<!", position) and text[position + 2 : position + 3].isalpha():
-            raise XmlError("a DTD or an entity declaration is refused", position)
-        elif match := _TAG.match(text, position):
-            yield position, "tag", match.group()
-            position = match.end()
-            if match[2].lower() == "comments" and not match[1] and not match[4]:
-                position = yield from _comments(text, position)
-        else:
-            yield position, "text", "<"
-            position += 1
+    try:
+        while True:
+            position = window.begin(position)
+            if position == len(window.text) and not window.more():
+                break
+            if window.text[position] != "<":
+                position = _skip_text(window, position, stack)
+            elif tag := tag_at(window, position):
+                if stack == ["adf"] and not tag[1] and tag[2].lower().rpartition(":")[2] == "prospect":
+                    prospect, position = _prospect(window, position, tag)
+                    yield prospect
+                else:
+                    follow(tag, stack)
+                    position = tag.end()
+            else:
+                end = markup_end(window, position)
+                position = end if end > position else _skip_text(window, position, stack)
+        if stack:
+            raise BrokenError(f"the file is cut off: <{stack[-1]}> is never closed", len(window.text))
+    except BrokenError as error:
+        is_at_end = error.position >= len(window.text)
+        raise XmlError(str(error), window.last_line() if is_at_end else window.line_at(error.position)) from None
+    except TooLongError:
+        message = f"what begins here goes on for more than {MAX_CHARACTERS:,} characters, or is never closed"
+        raise XmlError(message, window.line_at(position)) from None
 
 
-def _comments(text: str, position: int) -> Generator[tuple[int, str, str], None, int]:
-    """What a customer wrote, up to the closing tag: markup in it is text here. Returns where it ends."""
-    while True:
-        end = _COMMENTS_END.search(text, position)
-        data = text.find("<![CDATA[", position, end.start() if end else len(text))
-        if data >= 0:
-            yield position, "text", text[position:data]
-            position = _end_of(text, data, "]]>")
-            yield data, "text", escape(text[data + 9 : position - 3])
-        elif end is None:
-            raise XmlError("the file is cut off: <comments> is never closed", position)
-        else:
-            yield position, "text", text[position : end.start()]
-            return end.start()
-
-
-def _end_of(text: str, position: int, mark: str) -> int:
-    end = text.find(mark, position)
+def _skip_text(window: Window, position: int, stack: list[str]) -> int:
+    """Text between the elements: of no meaning within the root, refused outside of it."""
+    end = window.text.find("<", position + 1)
     if end < 0:
-        raise XmlError(f"the file is cut off: {mark} is missing", position)
-    return end + len(mark)
+        end = len(window.text)
+        if window.text[end - 1] == "\r" and window.more():  # perhaps the first half of a CRLF
+            return position
+    piece = window.text[position:end]
+    if not stack and (stray := _TEXT.search(piece)):
+        raise BrokenError("text stands outside of the root element", position + stray.start())
+    return end
 
 
-def _attributes(raw: str) -> str:
-    found = {name.lower().split(":")[-1]: value for name, value in _ATTRIBUTE.findall(raw)}
-    return "".join(
-        f" {name}={quoteattr(plain(value.strip(_QUOTES)))}" for name, value in found.items() if name != "xmlns"
-    )
+def _prospect(window: Window, position: int, tag: re.Match[str]) -> tuple[Prospect, int]:
+    """The prospect that begins with `tag`, and where it ends."""
+    line = window.line_at(position)
+    if not tag[4]:
+        last = window.text.find("</prospect>", position, position + _MAX_PLAIN)
+        end = last + len("</prospect>")
+        if last >= 0 and (element := _plain(window.text[position:end])) is not None:
+            return Prospect(line, element), end  # the parser takes no damaged text
+    xml, end = repaired(window, position)
+    if end - position > MAX_CHARACTERS:
+        raise TooLongError
+    try:
+        element = _tree(xml)
+    except ValueError as error:
+        raise BrokenError(f"the XML can't be read: {error}", position) from None
+    return Prospect(line, element, UNDECODED.search(window.text, position, end) is not None), end
+
+
+def _plain(xml: str) -> Element | None:
+    """The element of well-formed XML that means what it means after a repair; None for any other text."""
+    if "xmlns" in xml or _UPPER_CASE.search(xml):
+        return None
+    try:
+        element = _tree(xml)
+    except ValueError:
+        return None
+    if any(len(text) for name in FREE_TEXT for text in element.iter(name)):
+        return None
+    level = [element]
+    for _ in range(MAX_DEPTH - 1):  # the root is one more
+        level = [child for parent in level for child in parent]
+        if not level:
+            return element
+    return None
+
+
+def _tree(xml: str) -> Element:
+    """Raises ValueError. A parser that failed refers to itself: it would keep its text until the collector comes."""
+    parser = XMLParser(target=TreeBuilder(), forbid_dtd=True)
+    try:
+        parser.feed(xml)
+        return parser.close()
+    except (ParseError, DefusedXmlException, ValueError) as error:
+        reason = str(error)
+        error.__traceback__ = error.__context__ = None
+    finally:
+        vars(parser).clear()
+    raise ValueError(reason)

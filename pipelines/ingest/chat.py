@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from neuroweaver.tasks import Column, Leaf, Task
-from pipelines.ingest.document import CellProblem
+from pipelines.ingest.frame import CellProblem
 
 ROLES = ("system", "user", "assistant")
 COLUMN = "messages"

@@ -1,103 +1,200 @@
-"""CSV (RFC 4180, any line end) -> records."""
+"""CSV (RFC 4180, any line end) -> frames.
+
+Python's csv module decides what a file says. Blocks in which every quote stands where RFC 4180 wants it are cut at
+record ends and parsed by Arrow (`csv_blocks.py`), which gives the same cells several times as fast.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-import sys
+import re
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
 
-from pipelines.ingest.document import UNDECODED, CellProblem, Document, Record, undecoded
-from pipelines.ingest.sniff import Text
+import numpy as np
+
+from pipelines.ingest import csv_blocks
+from pipelines.ingest.frame import (
+    UNDECODED,
+    CellProblem,
+    FileProblemError,
+    Frame,
+    Part,
+    Record,
+    Source,
+    frame_of,
+    frames,
+    undecoded,
+    whole,
+)
+from pipelines.ingest.lines import Lines
+from pipelines.ingest.sniff import Advance, Text
 
 DELIMITERS = (",", ";", "\t", "|")
+MAX_FIELD = 2**24  # characters: a quoted field this long is one whose closing quote was forgotten
+_BLOCK = 2**22  # bytes
+_SEPARATOR = re.compile(r"sep=([,;\t|])", re.IGNORECASE)
 
 
-def read_csv(source: Text, known: Collection[str]) -> Document:
-    """`known` column names help to tell the delimiter, and may stand only once in the header."""
-    with _unlimited_fields():
-        delimiter = _delimiter_of(source.text, known)
-        return _read(source, delimiter, known)
+@dataclass(frozen=True)
+class Dialect:
+    """How the rows of a file are to be read. `width`: fields of the header, unnamed trailing ones included."""
+
+    delimiter: str
+    columns: tuple[str, ...]
+    width: int
 
 
-def _read(source: Text, delimiter: str, known: Collection[str]) -> Document:
-    reader = csv.reader(io.StringIO(source.text, newline=""), delimiter=delimiter, strict=True)
-    columns: tuple[str, ...] | None = None
-    records: list[Record] = []
-    has_damage = UNDECODED.search(source.text) is not None
+@dataclass(frozen=True)
+class CsvBlock:
+    """Whole records, in UTF-8, whose quotes all stand where they should; `line` is the first one's."""
 
-    def refused(message: str, line: int, column: str | None = None, hint: str | None = None) -> Document:
-        problem = CellProblem("malformed", message, column, hint=hint, line=line)
-        return Document(source.encoding, delimiter, columns or (), problems_of_file=(problem,))
+    data: bytes
+    line: int
+    ends: int
+    dialect: Dialect
 
+    def frame(self) -> Frame:
+        dialect = self.dialect
+        parsed = csv_blocks.parse(self.data, dialect.delimiter, dialect.columns, dialect.width, self.ends)
+        if parsed is None:
+            text = self.data.decode("utf-8", "surrogatepass")
+            return frame_of(list(_records(io.StringIO(text, newline=""), dialect, self.line)))
+        columns, lines = parsed
+        return Frame(lines + self.line, columns, np.zeros(len(lines), dtype=bool))
+
+
+def read_csv(text: Text, known: Collection[str], advance: Advance | None = None) -> Source:
+    """`known` column names help to tell the delimiter, and may stand only once in the header.
+
+    Raises FileProblemError where the header can't be read.
+    """
+    lines = Lines(text.pieces(_BLOCK, advance))
+    blank, first = _first_line(lines)
+    stated = _SEPARATOR.fullmatch(first.strip())
+    if stated:  # a line that Excel writes for itself
+        skipped, first = _first_line(lines)
+        blank += skipped + 1
+    if not first:
+        raise FileProblemError(CellProblem("empty", "the file is empty", line=1))
+    delimiter = stated[1] if stated else _delimiter_of(first, known)
+    reader = _reader(chain([first], lines), delimiter)
+    try:
+        header = next(reader)
+    except csv.Error as error:
+        raise FileProblemError(_unreadable(error, blank + 1, "the header can't be read")) from None
+    columns = tuple(cell.strip() for cell in header)
+    while columns and not columns[-1]:
+        columns = columns[:-1]
+    twice = [name for name in dict.fromkeys(columns) if name in known and columns.count(name) > 1]
+    if twice:
+        message = f"the column {twice[0]} stands twice in the header"
+        raise FileProblemError(CellProblem("malformed", message, twice[0], line=blank + 1))
+    dialect = Dialect(delimiter, columns, len(header))
+    parts = _parts(lines.rest(), dialect, blank + reader.line_num + 1)
+    return Source(text.encoding, whole(parts, text), delimiter, columns)
+
+
+def _first_line(lines: Lines) -> tuple[int, str]:
+    """How many blank lines there are, and the line after them ("" at the end of the file)."""
+    for blank, line in enumerate(lines):
+        if line.strip():
+            return blank, line
+    return 0, ""
+
+
+def _parts(pieces: Iterator[str], dialect: Dialect, line: int) -> Iterator[Part]:
+    """Blocks as long as quotes stand where they should, and what the csv module makes of the rest after that."""
+    waiting = b""
+    for piece in pieces:
+        waiting += piece.encode("utf-8", "surrogatepass")
+        end = csv_blocks.record_end(waiting, dialect.delimiter)
+        if end is None or len(waiting) - end > MAX_FIELD:
+            break
+        if end:
+            block, waiting = waiting[:end], waiting[end:]
+            ends = csv_blocks.count_ends(block)
+            yield CsvBlock(block, line, ends, dialect)
+            line += ends
+    else:
+        if waiting and csv_blocks.record_end(waiting, dialect.delimiter, is_last=True) is not None:
+            ends = csv_blocks.count_ends(waiting)
+            yield CsvBlock(waiting, line, ends, dialect)
+            line, waiting = line + ends, b""
+    if waiting:
+        rest = Lines(chain([waiting.decode("utf-8", "surrogatepass")], pieces))
+        yield from frames(_records(rest, dialect, line))
+
+
+def _records(lines: Iterator[str], dialect: Dialect, first_line: int) -> Iterator[Record]:
+    reader = _reader(lines, dialect.delimiter)
     while True:
-        line = reader.line_num + 1
+        line = first_line + reader.line_num
         problem: CellProblem | None = None
         try:
             cells = next(reader)
         except StopIteration:
-            break
+            return
         except csv.Error as error:
-            if "unexpected end of data" in str(error):
-                return refused(
-                    "a quoted field that begins in this row is never closed",
-                    line,
-                    hint='write a quote inside a field as ""',
-                )
-            if columns is None:
-                return refused(f"the header can't be read: {error}", line)
-            problem = CellProblem(
-                "malformed",
-                "text follows a closing quote",
-                hint='write a quote inside a field as "", and quote it whole',
-            )
+            problem = _unreadable(error, line, "the row can't be read")
+            if problem.line is not None:
+                raise FileProblemError(problem) from None
             cells = []
         if problem is None and (not cells or (len(cells) == 1 and cells[0].isspace())):
             continue  # a blank line; "" in quotes is a cell
-        if columns is None:
-            columns = tuple(cell.strip() for cell in cells)
-            while columns and not columns[-1]:
-                columns = columns[:-1]
-            twice = [name for name in dict.fromkeys(columns) if name in known and columns.count(name) > 1]
-            if twice:
-                return refused(f"the column {twice[0]} stands twice in the header", line, twice[0])
-            continue
-        while len(cells) > len(columns) and not cells[-1].strip():
+        while len(cells) > len(dialect.columns) and not cells[-1].strip():
             cells.pop()
-        values = dict(zip(columns, cells, strict=False))
-        if problem is None and len(cells) != len(columns):
-            message = f"the row has {len(cells)} fields, the header {len(columns)}"
-            hint = f"a field that holds {delimiter!r} or a line end needs quotes" if len(cells) > len(columns) else None
-            problem = CellProblem("malformed", message, hint=hint)
-        problems = (problem,) if problem else undecoded(values) if has_damage else ()
-        records.append(Record(line, len(records), values, problems))
-
-    if source.is_cut:
-        return refused("the file ends within a character: it is truncated", reader.line_num)
-    if not records:
-        message = "the file has a header and no rows" if columns else "the file is empty"
-        empty = CellProblem("empty", message, line=1)
-        return Document(source.encoding, delimiter, columns or (), problems_of_file=(empty,))
-    return Document(source.encoding, delimiter, columns or (), tuple(records))
+        if problem is None and len(cells) != len(dialect.columns):
+            problem = _miscounted(cells, dialect)
+        values = dict(zip(dialect.columns, cells, strict=False))
+        is_damaged = problem is None and any(map(UNDECODED.search, cells))
+        problems = (problem,) if problem else undecoded(values) if is_damaged else ()
+        yield Record(line, values, problems)
 
 
-def _delimiter_of(text: str, known: Collection[str]) -> str:
+class _Reader(Protocol):
+    """What csv.reader gives."""
+
+    line_num: int
+
+    def __next__(self) -> list[str]: ...
+
+
+def _reader(lines: Iterator[str], delimiter: str) -> _Reader:
+    csv.field_size_limit(MAX_FIELD)
+    return csv.reader(lines, delimiter=delimiter, strict=True)
+
+
+def _miscounted(cells: list[str], dialect: Dialect) -> CellProblem:
+    message = f"the row has {len(cells)} fields, the header {len(dialect.columns)}"
+    is_long = len(cells) > len(dialect.columns)
+    hint = f"a field that holds {dialect.delimiter!r} or a line end needs quotes" if is_long else None
+    return CellProblem("malformed", message, hint=hint)
+
+
+def _unreadable(error: csv.Error, line: int, otherwise: str) -> CellProblem:
+    """What the csv module's error means: with `line` for the whole file, without for its row alone."""
+    if "unexpected end of data" in str(error):
+        message, hint = "a quoted field that begins in this row is never closed", 'write a quote inside a field as ""'
+        return CellProblem("malformed", message, hint=hint, line=line)
+    if "field larger" in str(error):
+        message = f"a field of this row is longer than {MAX_FIELD:,} characters: is its quote never closed?"
+        return CellProblem("malformed", message, line=line)
+    if "expected after" in str(error):
+        hint = 'write a quote inside a field as "", and quote it whole'
+        return CellProblem("malformed", "text follows a closing quote", hint=hint)
+    return CellProblem("malformed", f"{otherwise}: {error}", line=line)
+
+
+def _delimiter_of(header: str, known: Collection[str]) -> str:
     """The delimiter that finds the most known columns in the header, else the most columns."""
-    header = next((line for line in io.StringIO(text, newline="") if line.strip()), "")
 
     def found(delimiter: str) -> tuple[int, int]:
         names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
         return sum(name in known for name in names), len(names)
 
+    csv.field_size_limit(MAX_FIELD)
     return max(DELIMITERS, key=found)
-
-
-@contextlib.contextmanager
-def _unlimited_fields() -> Iterator[None]:
-    """A field past the csv module's limit would break off in its middle; long fields are judged later."""
-    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)

@@ -2,106 +2,230 @@
 
 from __future__ import annotations
 
-import bisect
-import io
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from pipelines.ingest.document import CellProblem, Document, Record, undecoded
-from pipelines.ingest.sniff import Text
+from pipelines.ingest.frame import (
+    CellProblem,
+    FileProblemError,
+    Frame,
+    Part,
+    Record,
+    Source,
+    frame_of,
+    frames,
+    undecoded,
+    whole,
+)
+from pipelines.ingest.lines import Lines, count_ends
+from pipelines.ingest.sniff import Advance, Text
 
 MAX_DEPTH = 64
-_LINE_END = re.compile(r"\r\n|\n|\r")
+MAX_ROW = 2**24  # characters
+_BLOCK = 2**20
 _BLANK = re.compile(r"[ \t\r\n]*")
+_LINES_PER_BLOCK = 4096
+# Salesforce's REST answers: {"totalSize": 2, "done": true, "records": [ ... ]}
+_WRAPPER = re.compile(
+    r'[ \t\r\n]*\{(?:\s*"(?:totalSize|done|nextRecordsUrl)"\s*:\s*(?:true|false|null|[0-9]+|"[^"\\]*")\s*,)*'
+    r'\s*"records"\s*:\s*\['
+)
 
 
 class _TooDeepError(ValueError):
     pass
 
 
-def read_json(source: Text, known: Collection[str]) -> Document:
-    text = source.text
-    start = _blank_end(text, 0)
-    if start == len(text):
-        return _refused(source, CellProblem("empty", "the file is empty", line=1))
-    if source.is_cut:
-        return _malformed(source, "the file ends within a character: it is truncated", _Lines(text).at(len(text)))
-    if text[start] == "[":
-        return _read_array(source, start)
-    if text[start] == "{":
-        return _read_lines(source, known)
-    return _malformed(source, "the file is neither a JSON array nor JSON Lines", _Lines(text).at(start))
+def read_json(text: Text, known: Collection[str], advance: Advance | None = None, *, wrapped: bool = False) -> Source:
+    """`known` column names tell a row from an object that wraps rows; `wrapped` allows Salesforce's `records`.
+
+    Raises FileProblemError where the file begins with something else than rows.
+    """
+    pieces = text.pieces(_BLOCK, advance)
+    head = ""
+    for piece in pieces:
+        head += piece
+        if len(head) >= 2**16 and head.strip(" \t\r\n"):
+            break
+    start = _blank_end(head, 0)
+    if start == len(head):
+        raise FileProblemError(CellProblem("empty", "the file is empty", line=1))
+    line = 1 + count_ends(head[:start])
+    wrapper = _WRAPPER.match(head) if wrapped else None
+    parts: Iterator[Part]
+    if head[start] == "[" or wrapper:
+        begins = wrapper.end() if wrapper else start + 1
+        parts = frames(_array(_Buffer(head, pieces), begins, is_wrapped=wrapper is not None))
+    elif head[start] == "{":
+        parts = _line_blocks(head, pieces, known, wrapped)
+    else:
+        raise _malformed("the file is neither a JSON array nor JSON Lines", line)
+    return Source(text.encoding, whole(parts, text))
 
 
-def _read_array(source: Text, start: int) -> Document:
-    text, lines, records = source.text, _Lines(source.text), list[Record]()
-    position = _blank_end(text, start + 1)
+class _Buffer:
+    """A text that is read as far as it is needed. `text` begins at `line`."""
+
+    def __init__(self, head: str, pieces: Iterator[str]) -> None:
+        self.text = head
+        self._pieces = pieces
+        self._line = 1
+        self._counted = 0
+
+    def more(self) -> bool:
+        """Reads on; False at the end of the file."""
+        piece = next(self._pieces, "")
+        self.text += piece
+        return bool(piece)
+
+    def sign(self, position: int) -> tuple[str, int]:
+        """The first sign at or after `position` that is no blank ("" at the end), and where it stands."""
+        position = _blank_end(self.text, position)
+        while position == len(self.text) and self.more():
+            position = _blank_end(self.text, position)
+        return self.text[position : position + 1], position
+
+    def line(self, position: int) -> int:
+        """The line of `position`, which is never before one that was asked for earlier."""
+        self._line += count_ends(self.text[self._counted : position])
+        self._counted = max(self._counted, position)
+        return self._line
+
+    def forget(self, position: int) -> int:
+        """Drops what stands before `position`, where that is worth it; gives where `position` is then."""
+        if position < _BLOCK:
+            return position
+        self.line(position)
+        self.text, self._counted = self.text[position:], self._counted - position
+        return 0
+
+
+def _array(buffer: _Buffer, position: int, *, is_wrapped: bool) -> Iterator[Record]:
+    sign, position = buffer.sign(position)
     is_first = True
-    try:
-        while text[position : position + 1] != "]":
-            if not is_first:
-                if text[position : position + 1] != ",":
-                    cause = "the array is cut off" if position >= len(text) else "a comma or ] is missing"
-                    return _malformed(source, cause, lines.at(position))
-                position = _blank_end(text, position + 1)
-            line = lines.at(position)
-            value, end = _DECODER.raw_decode(text, position)
-            _check_depth(value, text, position, end)
-            records.append(_record(value, line, len(records)))
-            position, is_first = _blank_end(text, end), False
-    except json.JSONDecodeError as error:
-        cause = "the array is cut off" if error.pos >= len(text.rstrip()) else error.msg
-        return _malformed(source, f"the array can't be read: {cause}", lines.at(error.pos))
-    except (ValueError, RecursionError) as error:
-        return _malformed(source, f"the array can't be read: {_cause(error)}", lines.at(position))
-    rest = _blank_end(text, position + 1)
-    if rest < len(text):
-        return _malformed(source, "something follows the end of the array", lines.at(rest))
-    return _document(source, records)
+    while sign != "]":
+        if not is_first:
+            if sign != ",":
+                raise _malformed("a comma or ] is missing" if sign else "the array is cut off", buffer.line(position))
+            _, position = buffer.sign(position + 1)
+        position = buffer.forget(position)
+        line = buffer.line(position)
+        value, position = _value(buffer, position)
+        yield _record(value, line)
+        sign, position = buffer.sign(position)
+        is_first = False
+    sign, position = buffer.sign(position + 1)
+    if is_wrapped:
+        position = _wrapper_end(buffer, position)
+        sign, position = buffer.sign(position)
+    if sign:
+        raise _malformed("something follows the end of the array", buffer.line(position))
 
 
-def _read_lines(source: Text, known: Collection[str]) -> Document:
-    records: list[Record] = []
-    for number, line in enumerate(io.StringIO(source.text, newline=""), start=1):
-        line = line.strip(" \t\r\n")
-        if not line:
-            continue
+def _value(buffer: _Buffer, start: int) -> tuple[Any, int]:
+    """The value at `start` and where it ends, reading on as long as it may merely be unfinished."""
+    while True:
         try:
-            value, end = _DECODER.raw_decode(line)
-            if end < len(line):
-                raise ValueError("something follows the object")
-            _check_depth(value, line, 0, end)
-        except (_TooDeepError, RecursionError) as error:
-            return _malformed(source, _cause(error), number)
-        except ValueError as error:
-            if not records and _spans_lines(source.text):
-                return _malformed(
-                    source, "one object over several lines", number, "give an array of objects, or one object per line"
-                )
-            problem = CellProblem("malformed", f"the line is no JSON object: {_cause(error)}", value=line[:200])
-            records.append(Record(number, len(records), {}, (problem,)))
-            continue
-        if not records and _is_wrapper(value, known):
-            message = f"the rows are wrapped in an object with the keys {', '.join(sorted(value))[:80]}"
-            return _malformed(source, message, number, "give the array itself, or one object per line")
-        records.append(_record(value, number, len(records)))
-    return _document(source, records)
+            value, end = _DECODER.raw_decode(buffer.text, start)
+            if end < len(buffer.text) or not buffer.more():
+                _check_depth(value, buffer.text, start, end, around=1)
+                return value, end
+        except json.JSONDecodeError as error:
+            if len(buffer.text) - start > MAX_ROW:
+                raise _malformed(f"a row has more than {MAX_ROW:,} characters", buffer.line(start)) from None
+            if not buffer.more():
+                is_cut = error.pos >= len(buffer.text.rstrip()) or error.msg.startswith("Unterminated")
+                cause = "the array is cut off" if is_cut else f"the array can't be read: {error.msg}"
+                raise _malformed(cause, buffer.line(max(start, error.pos))) from None
+        except (ValueError, RecursionError) as error:
+            raise _malformed(f"the array can't be read: {_cause(error)}", buffer.line(start)) from None
 
 
-def _record(value: Any, line: int, index: int) -> Record:
+def _wrapper_end(buffer: _Buffer, position: int) -> int:
+    """Where the object around Salesforce's `records` ends."""
+    while buffer.more():
+        if len(buffer.text) - position > _BLOCK:
+            break
+    match = re.compile(
+        r'(?:\s*,\s*"(?:totalSize|done|nextRecordsUrl)"\s*:\s*(?:true|false|null|[0-9]+|"[^"\\]*"))*\s*\}'
+    ).match(buffer.text, position)
+    if match is None:
+        raise _malformed("the object around the records is not closed", buffer.line(position))
+    return match.end()
+
+
+@dataclass(frozen=True)
+class JsonLinesBlock:
+    """Whole lines of a file, the first of which is `line`."""
+
+    lines: tuple[str, ...]
+    line: int
+
+    def frame(self) -> Frame:
+        records = (_of_line(text, self.line + number) for number, text in enumerate(self.lines))
+        return frame_of([record for record in records if record is not None])
+
+
+def _line_blocks(head: str, pieces: Iterator[str], known: Collection[str], wrapped: bool) -> Iterator[Part]:
+    lines = Lines(_chain(head, pieces))
+    number = 1
+    waiting: list[str] = []
+    has_begun = False
+    for line in lines:
+        if not has_begun and line.strip(" \t\r\n"):
+            has_begun = True
+            _check_first(line, head, number, known, wrapped)
+        if len(line) > MAX_ROW:
+            raise _malformed(f"a row has more than {MAX_ROW:,} characters", number + len(waiting))
+        waiting.append(line)
+        if len(waiting) == _LINES_PER_BLOCK:
+            yield JsonLinesBlock(tuple(waiting), number)
+            number, waiting = number + len(waiting), []
+    if waiting:
+        yield JsonLinesBlock(tuple(waiting), number)
+
+
+def _check_first(line: str, head: str, number: int, known: Collection[str], wrapped: bool) -> None:
+    """Raises FileProblemError where the file is one object, over several lines or with the rows inside."""
+    try:
+        value, _ = _DECODER.raw_decode(line.strip(" \t\r\n"))
+    except (ValueError, RecursionError):
+        if _spans_lines(head, len(line)):
+            hint = "give an array of objects, or one object per line"
+            raise _malformed("one object over several lines", number, hint) from None
+        return
+    if wrapped and isinstance(value, dict) and {"records", "totalSize"} <= set(value):
+        raise _malformed("records is no array", number)
+    if _is_wrapper(value, known):
+        message = f"the rows are wrapped in an object with the keys {', '.join(sorted(value))[:80]}"
+        raise _malformed(message, number, "give the array itself, or one object per line")
+
+
+def _of_line(line: str, number: int) -> Record | None:
+    line = line.strip(" \t\r\n")
+    if not line:
+        return None
+    try:
+        value, end = _DECODER.raw_decode(line)
+        if end < len(line):
+            raise ValueError("something follows the object")
+        _check_depth(value, line, 0, end)
+    except (_TooDeepError, RecursionError) as error:
+        raise _malformed(_cause(error), number) from None
+    except ValueError as error:
+        problem = CellProblem("malformed", f"the line is no JSON object: {_cause(error)}", value=line[:200])
+        return Record(number, {}, (problem,))
+    return _record(value, number)
+
+
+def _record(value: Any, line: int) -> Record:
     if not isinstance(value, dict):
         kind = {list: "an array", str: "a text", type(None): "null"}.get(type(value), "a number or boolean")
-        return Record(line, index, {}, (CellProblem("malformed", f"an object is needed, got {kind}"),))
-    return Record(line, index, value, undecoded(value), is_partial="messages" in value)
-
-
-def _document(source: Text, records: list[Record]) -> Document:
-    if not records:
-        return _refused(source, CellProblem("empty", "the file has no rows", line=1))
-    columns = dict.fromkeys(key for record in records for key in record.values)
-    return Document(source.encoding, None, tuple(columns), tuple(records))
+        return Record(line, {}, (CellProblem("malformed", f"an object is needed, got {kind}"),))
+    return Record(line, value, undecoded(value), is_partial="messages" in value)
 
 
 def _is_wrapper(value: Any, known: Collection[str]) -> bool:
@@ -110,23 +234,24 @@ def _is_wrapper(value: Any, known: Collection[str]) -> bool:
     return any(isinstance(item, list) and item and isinstance(item[0], dict) for item in value.values())
 
 
-def _spans_lines(text: str) -> bool:
+def _spans_lines(head: str, first_line: int) -> bool:
     """Is the first value of the file an object that goes on past its first line?"""
-    start = _blank_end(text, 0)
+    start = _blank_end(head, 0)
     try:
-        _, end = _DECODER.raw_decode(text, start)
+        _, end = _DECODER.raw_decode(head, start)
+    except json.JSONDecodeError as error:  # longer than what has been read, and sound so far
+        return error.pos >= len(head.rstrip()) and first_line < len(head) - start
     except (ValueError, RecursionError):
         return False
-    return _LINE_END.search(text, start, end) is not None
+    return count_ends(head[start:end]) > 0
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(
-            f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} stands twice in one object"
-        )
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice[:80]!r} stands twice in one object")
     return found
 
 
@@ -134,13 +259,20 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant)
+def _integer(digits: str) -> int:
+    """A number of thousands of digits is outside of every range: one of a hundred stands for it."""
+    return int(digits[:100]) if len(digits) > 100 else int(digits)
 
 
-def _check_depth(value: Any, text: str, start: int, end: int) -> None:
-    if not isinstance(value, (dict, list)) or text.count("{", start, end) + text.count("[", start, end) <= MAX_DEPTH:
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer)
+
+
+def _check_depth(value: Any, text: str, start: int, end: int, around: int = 0) -> None:
+    """Raises _TooDeepError; `around`: how deep the value itself stands."""
+    opened = text.count("{", start, end) + text.count("[", start, end)
+    if not isinstance(value, (dict, list)) or opened + around <= MAX_DEPTH:
         return
-    level, depth = [value], 0
+    level, depth = [value], around
     while level:
         depth += 1
         if depth > MAX_DEPTH:
@@ -155,24 +287,15 @@ def _cause(error: Exception) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
-def _malformed(source: Text, message: str, line: int, hint: str | None = None) -> Document:
-    return _refused(source, CellProblem("malformed", message, hint=hint, line=line))
+def _malformed(message: str, line: int, hint: str | None = None) -> FileProblemError:
+    return FileProblemError(CellProblem("malformed", message, hint=hint, line=line))
 
 
-def _refused(source: Text, problem: CellProblem) -> Document:
-    return Document(source.encoding, problems_of_file=(problem,))
+def _chain(head: str, pieces: Iterator[str]) -> Iterator[str]:
+    yield head
+    yield from pieces
 
 
 def _blank_end(text: str, position: int) -> int:
     match = _BLANK.match(text, position)
     return match.end() if match else position
-
-
-class _Lines:
-    """Offset -> physical line."""
-
-    def __init__(self, text: str) -> None:
-        self._ends = [match.end() for match in _LINE_END.finditer(text)]
-
-    def at(self, offset: int) -> int:
-        return bisect.bisect_right(self._ends, offset) + 1

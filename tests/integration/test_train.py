@@ -142,7 +142,7 @@ def test_a_run_names_its_data_and_keeps_report_card_and_tables(trained: Trained)
     top = {file.path for file in client.list_artifacts(run_id)}
     assert {"adapter", "datasets", "environment.txt", "evaluation.json", "model_card.md"} <= top
     cards = {file.path for file in client.list_artifacts(run_id, f"datasets/{identity}")}
-    assert cards == {f"datasets/{identity}/{name}" for name in ("report.json", "card.md")}
+    assert cards == {f"datasets/{identity}/{name}" for name in ("report.json", "report.html", "source.json", "card.md")}
     inputs = {one.dataset.name: one.tags[0].value for one in client.get_run(run_id).inputs.dataset_inputs}
     assert inputs == {identity: "training", "held_out": "evaluation"}
 

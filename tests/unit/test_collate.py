@@ -7,7 +7,8 @@ import pytest
 
 from neuroweaver import answers, base_model, prompts
 from neuroweaver.tasks import LEAD_QUALIFICATION, PARTS_LOOKUP
-from pipelines.collate import IGNORED, Batch, Example, batches, collate, encode
+from pipelines.collate import IGNORED, Batch, batches, collate
+from pipelines.encoding import Example, encode
 
 LEAD: dict[str, Any] = {
     "customer_message": "Used SUV under 30k 😂", "vehicle_type": "suv", "condition": "used", "make": "Škoda",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from neuroweaver.errors import NotFoundError
-from pipelines import dataset
+from pipelines import dataset, split
 from pipelines.dataset import Dataset, DatasetRow
 from pipelines.validate import validate_file
 
@@ -91,7 +91,9 @@ def test_the_same_file_again_is_the_dataset_it_already_is(tmp_path: Path) -> Non
 
     assert second == first
     assert {file.name: file.stat().st_mtime_ns for file in second.folder.iterdir()} == written
-    assert set(written) == {"rows.parquet", "report.json", "quarantine.jsonl", "card.md"}
+    assert set(written) == {
+        "rows.parquet", "report.json", "report.html", "quarantine.jsonl", "source.json", "card.md",
+    }  # fmt: skip
     assert len(list((tmp_path / "datasets").iterdir())) == 1
     assert store(tmp_path, leads(13)).id != first.id
 
@@ -173,7 +175,7 @@ def test_no_text_and_no_customer_of_the_real_leads_stands_on_two_sides(tmp_path:
         sides[f"customer {customer_of[row.line]}"].add(row.split)
     assert all(len(found) == 1 for found in sides.values())
     shares = [len(stored.side(split)) / len(stored.examples) for split in ("held_out", "validation")]
-    assert shares == pytest.approx([dataset.HELD_OUT, dataset.VALIDATION], abs=0.04)
+    assert shares == pytest.approx([split.HELD_OUT, split.VALIDATION], abs=0.04)
 
 
 def test_a_dataset_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
