@@ -115,10 +115,22 @@ def load(base: BaseModel) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
+def load_counter(base: BaseModel) -> Any:
+    """The tokenizer as its `tokenizer.json` has it, without PyTorch: enough to count tokens, in a second."""
+    if not (base.folder / "tokenizer.json").is_file():
+        return load_tokenizer(base)
+    from transformers import PreTrainedTokenizerFast
+
+    return _instructed(PreTrainedTokenizerFast.from_pretrained(base.folder, local_files_only=True), base)
+
+
 def load_tokenizer(base: BaseModel) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True)
+    return _instructed(AutoTokenizer.from_pretrained(base.folder, local_files_only=True), base)
+
+
+def _instructed(tokenizer: Any, base: BaseModel) -> Any:
     if tokenizer.chat_template is None:
         raise InputError(f"base model {base.name!r} has no chat template: use an instruct model")
     return tokenizer

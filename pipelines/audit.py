@@ -55,7 +55,7 @@ def audit(part: Part, demands: Demands, *, keep: bool = True) -> Audit:
     found = Audit(
         frame.lines,
         np.zeros(len(frame), dtype=bool),
-        tuple(frame.columns),
+        frame.column_names,
         frame.strangers,
         tuple(sorted({group.task.name for group in groups if not group.partial.all()})),
         len(frame) > len(broken(frame)),

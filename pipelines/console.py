@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -16,7 +16,9 @@ from rich.table import Table
 from neuroweaver.report import ValidationReport
 from neuroweaver.settings import Settings, masked_url
 from neuroweaver.tasks import TASKS
-from pipelines.train import Outcome
+
+if TYPE_CHECKING:  # it brings PyTorch along, which a validation can do without
+    from pipelines.train import Outcome
 
 _LINES_PER_FINE_TUNE = 20
 _LARGE_FILE = 2**23  # bytes: read in about a second

@@ -26,7 +26,7 @@ def task_of_file(path: Path, data_format: str, model_type: str | None) -> tuple[
     try:
         source = registry.open_source(path, data_format, known=known)
         for frame in source.frames():
-            columns |= dict.fromkeys(frame.columns)
+            columns |= dict.fromkeys(frame.column_names)
             if "task" in frame.columns:
                 named |= set(map(str, frame.column("task")))
             elif source.columns is not None:  # a header names all columns there will be

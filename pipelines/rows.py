@@ -100,12 +100,18 @@ class Rows(Sequence[Row]):
     def __len__(self) -> int:
         return int((self.verdicts == self.verdict).sum())
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """One for each task of each part of the file, the parts in order."""
+    def places(self) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
+        """A batch for each task of each part of the file, and where in it these rows stand."""
         for found in self.spool:
-            keep = self.verdicts[found.column(".record").to_numpy(zero_copy_only=False)] == self.verdict
-            if keep.any():
-                yield found if keep.all() else found.filter(pa.array(keep))
+            records = found.column(".record").to_numpy(zero_copy_only=False)
+            places = np.flatnonzero(self.verdicts[records] == self.verdict)
+            if len(places):
+                yield found, places
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """These rows alone, in batches."""
+        for batch, places in self.places():
+            yield batch if len(places) == len(batch) else batch.take(pa.array(places))
 
     def __iter__(self) -> Iterator[Row]:
         for _, batches in groupby(self.batches(), key=lambda batch: batch.schema.metadata[b"part"]):

@@ -58,15 +58,15 @@ def _to_count(rows: Rows, tokenizer: Any, most: int) -> Iterator[tuple[list[Row]
         chosen[np.random.default_rng(total).choice(total, SAMPLE, replace=False)] = True
     fixed: dict[str, int] = {}
     first = 0
-    for batch in rows.batches():
+    for batch, places in rows.places():
         task = task_named(task_of(batch))
-        is_sampled = chosen[first : first + len(batch)]
-        first += len(batch)
+        is_sampled = chosen[first : first + len(places)]
+        first += len(places)
         if task.name not in fixed:
             fixed[task.name] = lengths(tokenizer, task, [{}])[0] + _SLACK
-        wanted = is_sampled | (_text_bytes(task, batch) + fixed[task.name] > most)
+        wanted = is_sampled | (_text_bytes(task, batch)[places] + fixed[task.name] > most)
         if wanted.any():
-            yield list(rows_of(batch.filter(pa.array(wanted)))), is_sampled[wanted].tolist()
+            yield list(rows_of(batch.take(pa.array(places[wanted])))), is_sampled[wanted].tolist()
 
 
 def _text_bytes(task: Task, batch: pa.RecordBatch) -> np.ndarray:
@@ -101,5 +101,5 @@ def counted(checked: Validation, settings: Settings) -> Validation:
         base = base_model.locate(settings.base_model, settings.home)
     except NotFoundError:
         return checked
-    found = count(checked, base_model.load_tokenizer(base), TrainingSection().max_tokens)
+    found = count(checked, base_model.load_counter(base), TrainingSection().max_tokens)
     return replace(found, report=found.report.judged(settings.max_quarantined))

@@ -12,6 +12,7 @@ from heapq import merge
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from neuroweaver import files
@@ -238,10 +239,10 @@ def _unread(
 
 def _strangers(ledger: Ledger, demands: Demands, data_format: str) -> Iterable[CellProblem]:
     unknown = [] if data_format == "automotive-crm" else [name for name in ledger.columns if name not in demands.known]
-    for name in [*ledger.strangers, *unknown]:
+    for number, name in enumerate([*ledger.strangers, *unknown]):
         if name == MESSAGES and data_format == "json":
             continue
-        near = nearest(name, sorted(demands.known))
+        near = nearest(name, sorted(demands.known)) if number < LISTED else ""  # the others are only counted
         hint = near.removesuffix(" (labels are case-sensitive)") if near.startswith("did you mean") else None
         message = "the column is not known and is kept out of training"
         yield CellProblem("unknown_column", message, name, hint=hint, line=1, is_warning=True)
@@ -257,10 +258,12 @@ def _other_department(model_type: str, department: str | None) -> Iterable[CellP
 def _label_counts(spool: Spool, verdicts_N: np.ndarray) -> dict[str, dict[str, int]]:
     """How often each label is stated by valid rows."""
     counts: dict[str, Counter[str]] = {}
-    for batch in Rows(spool, verdicts_N, VALID).batches():
+    for batch, places in Rows(spool, verdicts_N, VALID).places():
         for column in task_named(task_of(batch)).labels:
             if column.kind == "label":
-                for entry in pc.value_counts(batch.column(column.name).drop_null()).to_pylist():
+                cells = batch.column(column.name)
+                chosen = cells if len(places) == len(batch) else cells.take(pa.array(places))
+                for entry in pc.value_counts(chosen.drop_null()).to_pylist():
                     counts.setdefault(column.name, Counter())[entry["values"]] += entry["counts"]
     return {name: dict(sorted(values.items())) for name, values in counts.items() if values}
 

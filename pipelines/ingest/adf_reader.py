@@ -16,6 +16,7 @@ from pipelines.ingest.person_names import full_name, person_names
 
 _PARTS = ("first", "middle", "last", "surname")
 _WANTED = ("", "buy", "lease", "test-drive")
+_TRADED = ("trade-in", "tradein", "trade in", "trade")
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ def _lead(prospect: Element) -> tuple[dict[str, Any], list[CellProblem]]:
         "year": _agreed(wanted, lambda vehicle: words.year(_text(vehicle, "year"))),
         "financing": _agreed(wanted, _financing),
         "timeline": next(filter(None, (_timeline(customer, asked) for customer in customers)), None),
-        "trade_in": "yes" if any(_attribute(vehicle, "interest") == "trade-in" for vehicle in vehicles) else None,
+        "trade_in": "yes" if any(_attribute(vehicle, "interest") in _TRADED for vehicle in vehicles) else None,
         "example_id": _text(prospect, "id"),
         "customer_id": next(filter(None, (_text(customer, "id") for customer in customers)), None),
         "occurred_at": asked.isoformat() if asked else None,

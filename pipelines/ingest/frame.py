@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import islice
@@ -73,7 +73,8 @@ class Frame:
     """Consecutive records, column by column. All but `columns` is by position in the frame.
 
     lines: int64, the physical line on which each record starts. partial: bool, see Record. `strangers`: columns of
-    the file that the reader does not understand and that are worth a word.
+    the file that the reader does not understand and that are worth a word. `others`: cells of further columns, for
+    each record by itself, since every record may have other ones.
     """
 
     lines: np.ndarray
@@ -82,6 +83,11 @@ class Frame:
     problems: dict[int, tuple[CellProblem, ...]] = field(default_factory=dict)
     names: dict[int, tuple[str, ...]] = field(default_factory=dict)
     strangers: tuple[str, ...] = ()
+    others: Sequence[dict[str, Any]] = ()
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*self.columns, *(name for cells in self.others for name in cells)]))
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -92,7 +98,8 @@ class Frame:
     def values(self, position: int) -> dict[str, Any]:
         """The cells of one record, without those that it does not have."""
         cells = {name: _cell(column[position]) for name, column in self.columns.items()}
-        return {name: value for name, value in cells.items() if value is not ABSENT}
+        further = self.others[position] if self.others else {}
+        return {**{name: value for name, value in cells.items() if value is not ABSENT}, **further}
 
     def column(self, name: str) -> list[Any]:
         cells = self.columns[name]
@@ -103,6 +110,8 @@ class Frame:
         rows = zip(*columns, strict=True) if columns else [()] * len(self)
         for at, cells in enumerate(rows):
             values = {name: cell for name, cell in zip(self.columns, cells, strict=True) if cell is not ABSENT}
+            if self.others:
+                values |= self.others[at]
             yield Record(
                 int(self.lines[at]), values, self.problems.get(at, ()), bool(self.partial[at]), self.names.get(at, ())
             )
@@ -132,11 +141,11 @@ class Source:
         return (part.frame() for part in self.parts)
 
 
-def frames(records: Iterable[Record], size: int = ROWS) -> Iterator[Frame]:
-    """Records in frames of `size`."""
+def frames(records: Iterable[Record], known: Collection[str] | None = None) -> Iterator[Frame]:
+    """Records in frames of ROWS."""
     waiting = iter(records)
-    while batch := list(islice(waiting, size)):
-        yield frame_of(batch)
+    while batch := list(islice(waiting, ROWS)):
+        yield frame_of(batch, known)
 
 
 class _Text(Protocol):
@@ -156,14 +165,17 @@ def whole(parts: Iterable[Part], text: _Text) -> Iterator[Part]:
         raise FileProblemError(CellProblem("malformed", message, line=line))
 
 
-def frame_of(records: Sequence[Record]) -> Frame:
-    names = dict.fromkeys(name for record in records for name in record.values)
+def frame_of(records: Sequence[Record], known: Collection[str] | None = None) -> Frame:
+    """With `known` only these columns are laid out as such: JSON may have another key in every record."""
+    names = dict.fromkeys(name for record in records for name in record.values if known is None or name in known)
+    others = [{name: value for name, value in record.values.items() if name not in names} for record in records]
     return Frame(
         lines=np.array([record.line for record in records], dtype=np.int64),
         columns={name: [record.values.get(name, ABSENT) for record in records] for name in names},
         partial=np.array([record.is_partial for record in records], dtype=bool),
         problems={at: record.problems for at, record in enumerate(records) if record.problems},
         names={at: record.names for at, record in enumerate(records) if record.names},
+        others=others if any(others) else (),
     )
 
 

@@ -56,11 +56,12 @@ def read_json(text: Text, known: Collection[str], advance: Advance | None = None
     line = 1 + count_ends(head[:start])
     wrapper = _WRAPPER.match(head) if wrapped else None
     parts: Iterator[Part]
+    laid_out = frozenset((*known, "messages"))
     if head[start] == "[" or wrapper:
         begins = wrapper.end() if wrapper else start + 1
-        parts = frames(_array(_Buffer(head, pieces), begins, is_wrapped=wrapper is not None))
+        parts = frames(_array(_Buffer(head, pieces), begins, is_wrapped=wrapper is not None), laid_out)
     elif head[start] == "{":
-        parts = _line_blocks(head, pieces, known, wrapped)
+        parts = _line_blocks(head, pieces, laid_out, wrapped)
     else:
         raise _malformed("the file is neither a JSON array nor JSON Lines", line)
     return Source(text.encoding, whole(parts, text))
@@ -163,13 +164,14 @@ class JsonLinesBlock:
 
     lines: tuple[str, ...]
     line: int
+    known: frozenset[str]
 
     def frame(self) -> Frame:
         records = (_of_line(text, self.line + number) for number, text in enumerate(self.lines))
-        return frame_of([record for record in records if record is not None])
+        return frame_of([record for record in records if record is not None], self.known)
 
 
-def _line_blocks(head: str, pieces: Iterator[str], known: Collection[str], wrapped: bool) -> Iterator[Part]:
+def _line_blocks(head: str, pieces: Iterator[str], known: frozenset[str], wrapped: bool) -> Iterator[Part]:
     lines = Lines(_chain(head, pieces))
     number = 1
     waiting: list[str] = []
@@ -182,10 +184,10 @@ def _line_blocks(head: str, pieces: Iterator[str], known: Collection[str], wrapp
             raise _malformed(f"a row has more than {MAX_ROW:,} characters", number + len(waiting))
         waiting.append(line)
         if len(waiting) == _LINES_PER_BLOCK:
-            yield JsonLinesBlock(tuple(waiting), number)
+            yield JsonLinesBlock(tuple(waiting), number, known)
             number, waiting = number + len(waiting), []
     if waiting:
-        yield JsonLinesBlock(tuple(waiting), number)
+        yield JsonLinesBlock(tuple(waiting), number, known)
 
 
 def _check_first(line: str, head: str, number: int, known: Collection[str], wrapped: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from neuroweaver.errors import InputError, UsageError
@@ -37,7 +38,7 @@ def detect_format(path: Path) -> str:
 def _is_salesforce(text: Text) -> bool:
     try:
         source = read_csv(text, ()) if text.kind == "csv" else read_json(text, salesforce.FIELDS, wrapped=True)
-        columns = source.columns or tuple(next(source.frames()).columns)
+        columns = source.columns or next(source.frames()).column_names
     except (FileProblemError, StopIteration):
         return False
     return salesforce.is_salesforce(columns)
@@ -96,6 +97,14 @@ def _open_crm(text: Text, mapping: Mapping | None, advance: Advance | None) -> S
         return Source(text.encoding, whole(frames(adf_records(text.pieces(advance=advance))), text))
     if text.kind == "json":
         source = read_json(text, salesforce.FIELDS, advance, wrapped=True)
+        first = next(source.parts, None)
+        names = first.frame().column_names if first else ()
+        if names and not salesforce.is_salesforce(names):
+            raise WrongKindError(
+                f"{text.path.name} is JSON without Salesforce's field names: rows with our own columns are the data "
+                "format json"
+            )
+        source = replace(source, parts=chain([first] if first else [], source.parts))
         return _mapped(source, salesforce.lead_of, salesforce.strangers)
     source = read_csv(text, salesforce.FIELDS, advance)
     if not salesforce.is_salesforce(source.columns or ()):
@@ -124,4 +133,4 @@ class MappedPart:
     def frame(self) -> Frame:
         raw = self.part.frame()
         leads = frame_of([self.lead_of(record) for record in raw.records()])
-        return replace(leads, strangers=self.strangers(tuple(raw.columns)))
+        return replace(leads, strangers=self.strangers(raw.column_names))

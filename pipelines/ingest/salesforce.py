@@ -57,6 +57,9 @@ _PERSON_IDS = ("contactid", "convertedcontactid", "accountid", "convertedaccount
 _RELATED = ("contact", "account", "owner")
 
 
+_OBJECTS = ("Lead", "Opportunity")
+
+
 @dataclass(frozen=True)
 class _Layout:
     """Where the fields of a record stand: lower-case name -> column. `related`: the same of `Contact.FirstName`."""
@@ -96,6 +99,10 @@ def lead_of(record: Record) -> Record:
         stated = {
             name: UNDECODED.sub("\ufffd", cell) if isinstance(cell, str) else cell for name, cell in stated.items()
         }
+    kind = _type_of(stated)
+    if isinstance(kind, str) and kind not in _OBJECTS:
+        message = f"the record is a {kind[:40]}, not a {' or an '.join(_OBJECTS)}"
+        return Record(record.line, raw, (*record.problems, CellProblem("malformed", message)), is_partial=True)
     description = stated.get("description")
     asked, problem = stated_day(stated.get("createddate"))
     values: dict[str, Any] = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -175,3 +176,11 @@ def test_json_chat_plain_answer_is_the_one_label_of_free_text() -> None:
 def test_json_chat_without_a_question_and_a_right_answer_is_refused(messages: object, rule: str) -> None:
     _, problems = read_turns({"messages": messages}, LEAD_QUALIFICATION)
     assert [(p.rule, p.column) for p in problems] == [(rule, "messages")]
+
+
+def test_json_with_another_key_in_every_record_takes_linear_time(tmp_path: Path) -> None:
+    started = time.perf_counter()
+    document = read_text(tmp_path, "".join(json.dumps({**ROW, f"key{number}": 1}) + "\n" for number in range(20_000)))
+    assert len(document.records) == 20_000
+    assert document.records[-1].values == {**ROW, "key19999": 1}
+    assert time.perf_counter() - started < 10

@@ -168,3 +168,10 @@ def test_salesforce_sample_export_is_read() -> None:
     assert is_salesforce(rows[0])
     leads = [lead_of(Record(2, row)) for row in rows]
     assert all(record.values["customer_message"] and not record.problems and record.names for record in leads)
+
+
+def test_salesforce_record_of_another_object_is_malformed() -> None:
+    (problem,) = lead(attributes={"type": "Case"}).problems
+    assert (problem.rule, problem.column, problem.message) == (
+        "malformed", None, "the record is a Case, not a Lead or an Opportunity",
+    )  # fmt: skip
