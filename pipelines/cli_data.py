@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from neuroweaver import settings
-from neuroweaver.errors import EXIT_FAILED, UsageError
+from neuroweaver.errors import EXIT_FAILED, NeuroWeaverError, NotFoundError, UsageError
 from pipelines.terminal import Json, MappingName, TaskName, err, out
 
 datasets_app = typer.Typer(no_args_is_help=True, help="Stored datasets: list, show, trace, forget a customer.")
@@ -43,11 +44,14 @@ def validate(
     """Check a file of training examples. Exit code 0: valid, 1: invalid, 2: wrong call."""
     from pipelines import console, dataset, tokens
     from pipelines import validate as validation
+    from pipelines.config import TrainingSection
     from pipelines.ingest import registry
     from pipelines.provenance import Provenance
 
     current = settings.load()
     first, last = _day("--from", date_from), _day("--to", date_to)
+    for option, output in (("--quarantine", quarantine), ("--html", html)):
+        _check_output(option, output, file)
     if mapping and data_format is None:
         data_format = "automotive-crm"
     read_as = data_format or registry.detect_format(file)
@@ -84,6 +88,7 @@ def validate(
         mapping=mapping,
         date_from=first,
         date_to=last,
+        token_limit=TrainingSection().max_tokens if checked.lengths else None,
     )
     if html is not None:
         dataset.write_page(checked, origin, html, current.max_quarantined)
@@ -99,6 +104,8 @@ def validate(
             out.print(f"  page written to {html}", markup=False)
         if stored is not None:
             out.print(f"  stored as {stored.id}, in {stored.folder}", markup=False, highlight=False)
+        elif store:
+            out.print("  not stored: the file is invalid", markup=False)
     raise typer.Exit(0 if report.valid else EXIT_FAILED)
 
 
@@ -154,13 +161,15 @@ def forget_customer(
     """Rebuild every dataset without a customer, and name the models that have learnt from them."""
     from pipelines import forget, tracking
 
+    if not customer.strip():
+        raise UsageError("--customer is empty: give the customer_id of the uploads")
     current = settings.load()
     found = forget.concerned(customer, current.home)
     if not as_json:
         rows = ", ".join(f"{name} ({count} rows)" for name, count in found.items())
         out.print(f"datasets with rows of {customer!r}: {rows or 'none'}", markup=False, highlight=False)
-    if not yes:
-        typer.confirm("Rebuild them, and leave this customer out of every later upload?", abort=True, err=True)
+    if not yes and not _agreed("Rebuild them, and leave this customer out of every later upload?"):
+        raise NeuroWeaverError("nothing was changed")
     with tracking.tracking_errors(current):
         done = forget.forget(customer, current.home, tracking.Tracker(current))
     if as_json:
@@ -171,10 +180,13 @@ def forget_customer(
 
 
 @crm_app.command("list")
-def list_mappings() -> None:
+def list_mappings(as_json: Json = False) -> None:
     """The mappings there are."""
     from pipelines.ingest import crm_mapping
 
+    if as_json:
+        typer.echo(json.dumps(crm_mapping.names()))
+        return
     for name in crm_mapping.names():
         out.print(name, markup=False, highlight=False)
 
@@ -219,7 +231,9 @@ def import_nhtsa(
         for line in nhtsa.lines(done):
             out.print(line, markup=False, highlight=False)
         out.print(f"written to {target}", markup=False, highlight=False)
-        out.print(f"Next:  neuroweaver validate {target} --model-type service-advisor", markup=False, highlight=False)
+        if done.written:
+            command = f"neuroweaver validate {target} --model-type service-advisor"
+            out.print(f"Next:  {command}", markup=False, highlight=False)
     raise typer.Exit(0 if done.written else EXIT_FAILED)
 
 
@@ -230,7 +244,11 @@ def bench_validation(
     as_json: Json = False,
 ) -> None:
     """Generate and validate a large file, beside plain Pandera on the same one."""
-    from benchmarks import validation
+    sys.path.append(str(Path(__file__).parents[1]))  # a folder of the repository, not of the installed package
+    try:
+        from benchmarks import validation
+    except ModuleNotFoundError:
+        raise NotFoundError("the benchmarks are not installed: run this in a clone of the repository") from None
 
     result = validation.run(rows, seed)
     typer.echo(json.dumps(result)) if as_json else out.print(validation.table(result), highlight=False)
@@ -252,3 +270,21 @@ def _day(option: str, text: str | None) -> date | None:
         return date.fromisoformat(text)
     except ValueError:
         raise UsageError(f"{option} {text!r} is no date: write YYYY-MM-DD") from None
+
+
+def _check_output(option: str, path: Path | None, source: Path) -> None:
+    """Before anything is read: an output that would fail in the end, or overwrite the data."""
+    if path is not None and path.is_dir():
+        raise UsageError(f"{option} {path} is a folder: give a file")
+    if path is not None and path.exists() and source.exists() and path.samefile(source):
+        raise UsageError(f"{option} {path} is the file to check: give another one")
+
+
+def _agreed(question: str) -> bool:
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort:
+        if sys.stdin.isatty():
+            raise
+        err.print()
+        raise UsageError("nobody is there to be asked: say --yes") from None

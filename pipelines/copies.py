@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_digest
 
 _ABSENT, _STATED = 0, 1  # no hash of a label is 0
 _NULL = 2**33  # instead of the hash of an empty cell
@@ -110,11 +110,11 @@ def _hashes(column: pa.Array) -> np.ndarray:
         return _hashes(pa.array(values, pa.string()))
     encoded = column.dictionary_encode()
     distinct = encoded.dictionary.cast(pa.string())
-    uneven = np.flatnonzero(pc.match_substring_regex(distinct, _UNEVEN).to_numpy(zero_copy_only=False))
     raw = distinct.cast(pa.binary()).to_pylist()
-    for at in uneven.tolist():
+    for at in np.flatnonzero(pc.match_substring_regex(distinct, _UNEVEN).to_numpy(zero_copy_only=False)).tolist():
         raw[at] = _folded(raw[at].decode()).encode()
-    hashes = np.array([_NULL, *(xxh3_64_intdigest(value) for value in raw)], dtype=np.uint64)
+    digests = np.frombuffer(b"".join(map(xxh3_64_digest, raw)), dtype=">u8")
+    hashes = np.concatenate((np.array([_NULL], dtype=np.uint64), digests.astype(np.uint64)))
     spread: np.ndarray = hashes[pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False) + 1]
     return spread
 

@@ -90,14 +90,16 @@ def overview_table(found: list[dict[str, Any]]) -> Table | str:
     if not found:
         return "no datasets yet: `neuroweaver validate FILE --model-type … --store` makes one, and so does training"
     table = Table()
-    for name in ("dataset", "model type", "rows", "quarantined", "file", "dealership", "created"):
-        table.add_column(name, justify="right" if name in ("rows", "quarantined") else "left")
+    for name in ("dataset", "rows", "quarantined", "file, dealership", "created"):
+        right, fixed = name in ("rows", "quarantined"), name in ("dataset", "created")
+        table.add_column(name, justify="right" if right else "left", no_wrap=fixed, overflow="fold")
     for entry in found:
         cells = (
-            entry["datasetId"], entry["modelType"], f"{entry['rows']:,}", f"{entry['quarantined']:,}",
-            entry["file"] or "-", entry["dealership"] or "-", entry["createdAt"],
+            f"{entry['datasetId']}\n{entry['modelType']}", f"{entry['rows']:,}", f"{entry['quarantined']:,}",
+            "\n".join(said for said in (entry["file"], entry["dealership"]) if said),
+            entry["createdAt"].replace("T", "\n"),
         )  # fmt: skip
-        table.add_row(*(Text(str(cell)) for cell in cells))
+        table.add_row(*map(Text, cells))
     return table
 
 

@@ -72,7 +72,7 @@ def parse(
     cells = [column.combine_chunks() for column in table.columns]
     if any(pc.any(pc.not_equal(pc.utf8_trim_whitespace(extra), "")).as_py() for extra in cells[len(columns) :]):
         return None
-    lines = _lines(cells, table.num_rows, ends + (not data.endswith((b"\n", b"\r"))))
+    lines = _lines(cells, table.num_rows, ends + (not data.endswith((b"\n", b"\r"))), has_cr=b"\r" in data)
     return None if lines is None else (dict(zip(columns, cells, strict=False)), lines)
 
 
@@ -80,13 +80,13 @@ def count_ends(data: bytes) -> int:
     return data.count(b"\n") + (data.count(b"\r") - data.count(b"\r\n") if b"\r" in data else 0)
 
 
-def _lines(cells: Sequence[pa.Array], rows: int, lines_in_all: int) -> np.ndarray | None:
+def _lines(cells: Sequence[pa.Array], rows: int, lines_in_all: int, has_cr: bool) -> np.ndarray | None:
     lines = np.arange(rows, dtype=np.int64)
     if lines_in_all == rows:
         return lines
     within = np.zeros(rows, dtype=np.int64)
     for column in cells:
-        if pc.any(pc.match_substring(column, "\r")).as_py():
+        if has_cr and pc.any(pc.match_substring(column, "\r")).as_py():
             within += pc.count_substring_regex(column, r"\r\n|\n|\r").to_numpy(zero_copy_only=False)
         elif pc.any(pc.match_substring(column, "\n")).as_py():
             within += pc.count_substring(column, "\n").to_numpy(zero_copy_only=False)

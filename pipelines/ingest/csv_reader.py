@@ -35,7 +35,7 @@ from pipelines.ingest.sniff import Advance, Text
 
 DELIMITERS = (",", ";", "\t", "|")
 MAX_FIELD = 2**24  # characters: a quoted field this long is one whose closing quote was forgotten
-_BLOCK = 2**22  # bytes
+_BLOCK = 2**23  # bytes
 _SEPARATOR = re.compile(r"sep=([,;\t|])", re.IGNORECASE)
 
 
