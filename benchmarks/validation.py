@@ -26,6 +26,7 @@ from typing import Any
 from rich.table import Table
 
 from neuroweaver import vocabulary as words
+from neuroweaver.errors import NeuroWeaverError
 
 RESULTS = Path(__file__).parent / "results"
 COLUMNS = (
@@ -100,8 +101,10 @@ def measured(command: list[str]) -> tuple[float, float, str]:
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     output = process.stdout.read() if process.stdout else ""
-    _, _, usage = os.wait4(process.pid, 0)
-    process.returncode = 0
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise NeuroWeaverError(f"{' '.join(command)} ended with {process.returncode}")
     return time.perf_counter() - started, usage.ru_maxrss / 1024, output
 
 
@@ -115,7 +118,7 @@ def run(count: int, seed: int) -> dict[str, Any]:
         pandera, pandera_peak, _ = measured([sys.executable, __file__, str(path)])
         size = path.stat().st_size
     if report["rows"]["total"] != count:
-        raise RuntimeError(f"{report['rows']['total']} rows were read, {count} were written")
+        raise NeuroWeaverError(f"{report['rows']['total']} rows were read, {count} were written")
     return {
         "rows": count,
         "rows_per_second": round(count / ours),
@@ -132,6 +135,18 @@ def run(count: int, seed: int) -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
     }
+
+
+def save(result: dict[str, Any]) -> None:
+    """The figures of one run beside the code, for whoever wants to compare."""
+    lines = ["# Validation", "", "`neuroweaver bench validation --save` on one machine, one run.", ""]
+    lines += ["| what | figure |", "| --- | --- |"]
+    for name, value in result.items():
+        figure = ", ".join(f"{key} {count}" for key, count in value.items()) if isinstance(value, dict) else value
+        lines.append(f"| {name.replace('_', ' ')} | {figure} |")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "validation.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / "validation.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def table(result: dict[str, Any]) -> Table:

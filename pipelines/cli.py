@@ -79,6 +79,7 @@ def train(
     ] = None,
     task: TaskName = None,
     mapping: MappingName = None,
+    dealership: Annotated[str | None, typer.Option("--dealership", help="Whose data it is.")] = None,
     local: Annotated[
         bool, typer.Option("--local", help="Without Ray, in this process; the same weights for the same steps.")
     ] = False,
@@ -89,10 +90,10 @@ def train(
 
     current = settings.load()
     loaded = configs.load_config(config_file, overrides or [])
-    if (task or mapping) and not data:
-        raise UsageError("--task and --mapping go with --data: the config says them of its own files")
+    if (task or mapping or dealership) and not data:
+        raise UsageError("--task, --mapping and --dealership go with --data: the config says them of its own files")
     if data:
-        loaded = configs.with_data(loaded, data, task, mapping)
+        loaded = configs.with_data(loaded, data, task, mapping, dealership)
     from pipelines import console, tracking
     from pipelines import train as training
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import sys
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +12,7 @@ from typing import Annotated, Literal
 import typer
 
 from neuroweaver import settings
-from neuroweaver.errors import EXIT_FAILED, NeuroWeaverError, NotFoundError, UsageError
+from neuroweaver.errors import EXIT_FAILED, NeuroWeaverError, UsageError
 from pipelines.terminal import Json, MappingName, TaskName, err, out
 
 datasets_app = typer.Typer(no_args_is_help=True, help="Stored datasets: list, show, trace, forget a customer.")
@@ -241,16 +242,16 @@ def import_nhtsa(
 def bench_validation(
     rows: Annotated[int, typer.Option("--rows", min=1000)] = 1_000_000,
     seed: Annotated[int, typer.Option("--seed")] = 7,
+    save: Annotated[bool, typer.Option("--save", help="Write benchmarks/results/validation.{json,md}, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Generate and validate a large file, beside plain Pandera on the same one."""
-    sys.path.append(str(Path(__file__).parents[1]))  # a folder of the repository, not of the installed package
-    try:
-        from benchmarks import validation
-    except ModuleNotFoundError:
-        raise NotFoundError("the benchmarks are not installed: run this in a clone of the repository") from None
+    from benchmarks import validation
 
-    result = validation.run(rows, seed)
+    with err.status(f"generating and validating {rows:,} rows"):
+        result = validation.run(rows, seed)
+    if save:
+        validation.save(result)
     typer.echo(json.dumps(result)) if as_json else out.print(validation.table(result), highlight=False)
 
 

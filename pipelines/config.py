@@ -23,12 +23,13 @@ class _Section(BaseModel):
 class DataSource(_Section):
     """A file of training examples, or the id of a dataset. `task` is needed where the file has no `task` column.
 
-    `mapping` names the CRM that the file was exported from, such as `vinsolutions`.
+    `mapping` names the CRM that the file was exported from, such as `vinsolutions`; `dealership` whose data it is.
     """
 
     path: Path
     task: str | None = None
     mapping: str | None = None
+    dealership: str | None = None
     max_rows: int | None = Field(None, ge=1)
 
 
@@ -166,10 +167,16 @@ def _suggestion(line: str) -> str:
 
 
 def with_data(
-    config: FinetuneConfig, paths: Sequence[Path], task: str | None, mapping: str | None = None
+    config: FinetuneConfig,
+    paths: Sequence[Path],
+    task: str | None,
+    mapping: str | None = None,
+    dealership: str | None = None,
 ) -> FinetuneConfig:
     """`config` with other files to train on. Raises ConfigError where `task` is none of the model type's."""
-    values = dump(config) | {"data": [{"path": str(path), "task": task, "mapping": mapping} for path in paths]}
+    values = dump(config) | {
+        "data": [{"path": str(path), "task": task, "mapping": mapping, "dealership": dealership} for path in paths]
+    }
     try:
         return FinetuneConfig.model_validate(values)
     except ValidationError as error:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # it brings PyTorch along, which a validation can do without
     from pipelines.train import Outcome
 
 _LINES_PER_FINE_TUNE = 20
+# Warnings that ask nothing of anybody: said once, with the first lines.
+_FOLDED = {"pii": "personal data replaced", "duplicate": "copies of earlier rows, left out"}
 _LARGE_FILE = 2**23  # bytes: read in about a second
 
 
@@ -166,7 +168,15 @@ def report_lines(report: ValidationReport) -> Iterator[str]:
     if report.tokens.max is not None:
         tokens = report.tokens
         yield f"  tokens: median {tokens.p50}, p95 {tokens.p95}, longest {tokens.max}, over length {tokens.over_length}"
-    for title, findings in (("error", report.errors), ("warning", report.warnings)):
+    leakage = report.leakage
+    if leakage.near_duplicates is not None:
+        yield f"  nearly the same as an earlier row: {leakage.near_duplicates} (kept on one side of the split)"
+    for rule, what in _FOLDED.items():
+        if found_in := [entry for entry in report.warnings if entry.rule == rule]:
+            lines = ", ".join(str(entry.line) for entry in found_in[:8])
+            yield f"  {what}: line {lines}{', …' if len(found_in) > 8 else ''} ({report.by_rule[rule]} in all)"
+    others = [entry for entry in report.warnings if entry.rule not in _FOLDED]
+    for title, findings in (("error", report.errors), ("warning", others)):
         for entry in findings[:20]:
             where = f"line {entry.line}" if entry.line else "file"
             column = f", {entry.column}" if entry.column else ""

@@ -106,8 +106,8 @@ def table(checked: Check) -> Group:
     """For people at a terminal."""
     shown = Table(title=f"{checked.mapping.name} on {checked.rows} rows", title_justify="left")
     for name in ("column", "becomes", "filled", "examples", "not understood"):
-        widest = len("customer_message") if name == "becomes" else None
-        shown.add_column(name, justify="right" if name == "filled" else "left", overflow="fold", min_width=widest)
+        width = len("customer_message") if name == "becomes" else None
+        shown.add_column(name, justify="right" if name == "filled" else "left", overflow="fold", width=width)
     for use in checked.columns:
         share = f"{use.filled / max(1, checked.rows):.0%}"
         unclear = [f"{value} ({count})" for value, count in use.not_understood.most_common(_EXAMPLES)]

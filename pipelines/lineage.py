@@ -9,7 +9,7 @@ from typing import Any
 from neuroweaver.adapter import parse_ref, read_manifest
 from neuroweaver.errors import NotFoundError, UsageError
 from neuroweaver.settings import Settings
-from pipelines import dataset
+from pipelines import dataset, forgotten
 from pipelines.tracking import Tracker
 
 
@@ -30,14 +30,16 @@ def trace(model: str, settings: Settings) -> dict[str, Any]:
 
 
 def _of_dataset(identity: str, settings: Settings) -> dict[str, Any]:
+    today = forgotten.current(identity, settings.home)
     try:
-        stored = dataset.load(identity, settings.home)
+        stored = dataset.load(today, settings.home)
     except NotFoundError as error:
         return {"datasetId": identity, "problem": str(error)}
     rows = stored.report.rows.model_dump(by_alias=True)
     sides = Counter(row.split for row in stored.examples)
     source = stored.source.model_dump(mode="json", exclude_none=True)
-    return {"datasetId": identity, "rows": rows, "split": dict(sorted(sides.items())), **source}
+    rebuilt = {} if today == identity else {"rebuiltAs": today}
+    return {"datasetId": identity, **rebuilt, "rows": rows, "split": dict(sorted(sides.items())), **source}
 
 
 def lines(found: dict[str, Any]) -> Iterator[str]:
@@ -48,6 +50,8 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
             continue
         sides = ", ".join(f"{count} {side}" for side, count in data["split"].items())
         yield f"  {data['datasetId']}: {data.get('file', '(name unknown)')}, SHA-256 {data['sha256'][:16]}…"
+        if "rebuiltAs" in data:
+            yield f"    rebuilt since as {data['rebuiltAs']}, without customers who asked to be forgotten; it has"
         yield f"    {data['rows']['valid']} valid rows of {data['rows']['total']} ({sides})"
         said = [f"{name} {data[name]}" for name in ("dealership", "department", "date_from", "date_to") if name in data]
         yield "    " + ", ".join([*said, f"read {data['created_at']}"])

@@ -131,6 +131,7 @@ def prepare(
             data_format=data_format,
             task=task,
             mapping=source.mapping,
+            dealership=source.dealership,
             max_quarantined=settings.max_quarantined,
             advance=advance,
         )
@@ -140,7 +141,11 @@ def prepare(
     if not report.valid:
         raise errors.InputError(refusal(source.path, report))
     origin = Provenance.of(
-        report, file=source.path.name, mapping=source.mapping, token_limit=config.training.max_tokens
+        report,
+        file=source.path.name,
+        dealership=source.dealership,
+        mapping=source.mapping,
+        token_limit=config.training.max_tokens,
     )
     return dataset.store(replace(checked, report=report), settings.home, origin)
 
