@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from neuroweaver.tasks import Column
-from pipelines.ingest.frame import ABSENT, UNDECODED, CellProblem, Cells
+from pipelines.ingest.frame import ABSENT, UNDECODED, Absent, CellProblem, Cells
 
 MAX_CHARACTERS = 32_000
 MONEY = ("budget_min", "budget_max")
@@ -50,12 +50,36 @@ def arrow_type(column: Column) -> pa.DataType:
 def read_cells(column: Column, cells: Cells) -> Typed:
     """Texts are read once for each distinct one; free texts are only looked at for blanks and length."""
     if not isinstance(cells, pa.Array):
-        return _read_each(column, cells)
+        plain = _plain(column, cells)
+        if plain is None or isinstance(plain, Typed):
+            return plain or _read_each(column, cells)
+        cells = plain
     if column.kind == "text" and column.name != "vin" and _longest(cells) <= MAX_CHARACTERS:
         is_blank = pc.equal(pc.utf8_trim_whitespace(cells), "")
         return Typed(pc.if_else(is_blank, pa.scalar(None, pa.string()), cells), {})
     encoded = cells.dictionary_encode()
     return _spread(_read_each(column, encoded.dictionary.to_pylist()), encoded.indices)
+
+
+def _plain(column: Column, cells: list[Any]) -> pa.Array | Typed | None:
+    """JSON values that are texts alone, as an array of texts; whole numbers in their own column as they are."""
+    if column.kind == "integer" and set(map(type, cells)) - {type(None), Absent} == {int}:
+        try:
+            return Typed(pa.array([cell if type(cell) is int else None for cell in cells], arrow_type(column)), {})
+        except (OverflowError, pa.ArrowInvalid):  # a number too large: one by one
+            return None
+    texts = _as_texts(cells)
+    return texts if isinstance(texts, pa.Array) else None
+
+
+def _as_texts(cells: Cells) -> Cells:
+    """An array where all values are texts, or missing; as given where some are not."""
+    if isinstance(cells, pa.Array) or set(map(type, cells)) - {type(None), Absent} != {str}:
+        return cells
+    try:
+        return pa.array([cell if type(cell) is str else "" for cell in cells], pa.string())
+    except UnicodeEncodeError:  # a lone surrogate
+        return cells
 
 
 def _longest(cells: pa.Array) -> int:
@@ -86,7 +110,7 @@ def _read_each(column: Column, raws: Sequence[Any]) -> Typed:
 
 def read_identifiers(name: str, cells: Cells | None, size: int) -> Typed:
     """Texts and whole numbers, as text."""
-    if isinstance(cells, pa.Array):
+    if cells is not None and isinstance(cells := _as_texts(cells), pa.Array):
         trimmed = pc.utf8_trim_whitespace(cells)
         return Typed(pc.if_else(pc.equal(trimmed, ""), pa.scalar(None, pa.string()), trimmed), {})
     return _read_meta(name, cells, size, pa.string(), read_identifier, None)
@@ -103,6 +127,7 @@ def _read_meta(
     if cells is None:
         return Typed(pa.nulls(size, kind), {})
     codes = None
+    cells = _as_texts(cells)
     if isinstance(cells, pa.Array):
         encoded = cells.dictionary_encode()
         cells, codes = encoded.dictionary.to_pylist(), encoded.indices

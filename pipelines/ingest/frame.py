@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -167,15 +167,18 @@ def whole(parts: Iterable[Part], text: _Text) -> Iterator[Part]:
 
 def frame_of(records: Sequence[Record], known: Collection[str] | None = None) -> Frame:
     """With `known` only these columns are laid out as such: JSON may have another key in every record."""
-    names = dict.fromkeys(name for record in records for name in record.values if known is None or name in known)
-    others = [{name: value for name, value in record.values.items() if name not in names} for record in records]
+    stated = dict.fromkeys(chain.from_iterable(record.values for record in records))
+    names = [name for name in stated if known is None or name in known]
+    others: Sequence[dict[str, Any]] = ()
+    if known is not None and len(names) < len(stated):
+        others = [{name: value for name, value in record.values.items() if name not in known} for record in records]
     return Frame(
         lines=np.array([record.line for record in records], dtype=np.int64),
         columns={name: [record.values.get(name, ABSENT) for record in records] for name in names},
         partial=np.array([record.is_partial for record in records], dtype=bool),
         problems={at: record.problems for at, record in enumerate(records) if record.problems},
         names={at: record.names for at, record in enumerate(records) if record.names},
-        others=others if any(others) else (),
+        others=others,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.ingest.frame import (
+    UNDECODED,
     CellProblem,
     FileProblemError,
     Frame,
@@ -114,8 +115,9 @@ def _array(buffer: _Buffer, position: int, *, is_wrapped: bool) -> Iterator[Reco
             _, position = buffer.sign(position + 1)
         position = buffer.forget(position)
         line = buffer.line(position)
-        value, position = _value(buffer, position)
-        yield _record(value, line)
+        start = position
+        value, position = _value(buffer, start)
+        yield _record(value, line, buffer.text[start:position])
         sign, position = buffer.sign(position)
         is_first = False
     sign, position = buffer.sign(position + 1)
@@ -220,14 +222,16 @@ def _of_line(line: str, number: int) -> Record | None:
     except ValueError as error:
         problem = CellProblem("malformed", f"the line is no JSON object: {_cause(error)}", value=line[:200])
         return Record(number, {}, (problem,))
-    return _record(value, number)
+    return _record(value, number, line)
 
 
-def _record(value: Any, line: int) -> Record:
+def _record(value: Any, line: int, text: str) -> Record:
+    """`text` is what the value was written as: where it escapes nothing, all of it has decoded."""
     if not isinstance(value, dict):
         kind = {list: "an array", str: "a text", type(None): "null"}.get(type(value), "a number or boolean")
         return Record(line, {}, (CellProblem("malformed", f"an object is needed, got {kind}"),))
-    return Record(line, value, undecoded(value), is_partial="messages" in value)
+    is_doubtful = "\\u" in text or UNDECODED.search(text) is not None
+    return Record(line, value, undecoded(value) if is_doubtful else (), is_partial="messages" in value)
 
 
 def _is_wrapper(value: Any, known: Collection[str]) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
+import io
 from collections.abc import Iterator
-
-_LINE_END = re.compile(r"\r\n|\n|\r")
 
 
 def count_ends(text: str) -> int:
@@ -19,36 +17,42 @@ class Lines:
 
     def __init__(self, pieces: Iterator[str]) -> None:
         self._pieces = pieces
-        self._text = ""
-        self._position = 0
+        self._lines: list[str] = []  # whole ones
+        self._next = 0
+        self._begun: list[str] = []  # the parts of a line whose end has not come yet
 
     def __iter__(self) -> Lines:
         return self
 
     def __next__(self) -> str:
-        waiting: list[str] = []
-        while True:
-            match = _LINE_END.search(self._text, self._position)
-            if match and (match.end() < len(self._text) or match.group() != "\r"):
-                waiting.append(self._text[self._position : match.end()])
-                self._position = match.end()
-                return "".join(waiting)
-            rest = self._text[self._position :]
-            piece = next(self._pieces, None)
-            if piece is None:
-                self._text, self._position = "", 0
-                waiting.append(rest)
-                if line := "".join(waiting):
+        while self._next == len(self._lines):
+            if not self._read():
+                line, self._begun = "".join(self._begun), []
+                if line:
                     return line
                 raise StopIteration
-            if rest.endswith("\r"):  # perhaps the first half of a CRLF
-                piece, rest = "\r" + piece, rest[:-1]
-            waiting.append(rest)
-            self._text, self._position = piece, 0
+        self._next += 1
+        return self._lines[self._next - 1]
 
     def rest(self) -> Iterator[str]:
         """What was not yet given, in pieces."""
-        if self._position < len(self._text):
-            yield self._text[self._position :]
-        self._text, self._position = "", 0
+        if text := "".join((*self._lines[self._next :], *self._begun)):
+            yield text
+        self._lines, self._next, self._begun = [], 0, []
         yield from self._pieces
+
+    def _read(self) -> bool:
+        piece = next(self._pieces, None)
+        if piece is None:
+            return False
+        if self._begun and self._begun[-1].endswith("\r"):  # perhaps the first half of a CRLF
+            self._begun[-1], piece = self._begun[-1][:-1], "\r" + piece
+        lines = list(io.StringIO(piece, newline=""))
+        last = [] if piece.endswith("\n") else [lines.pop()]
+        if lines:
+            lines[0] = "".join((*self._begun, lines[0]))
+            self._begun = last
+        else:
+            self._begun += last
+        self._lines, self._next = lines, 0
+        return True
