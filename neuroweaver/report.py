@@ -71,16 +71,16 @@ class ValidationReport(_Part):
     data_format: str
     encoding: str | None
     delimiter: str | None
-    rows: RowCounts
-    valid: bool
-    errors: tuple[Finding, ...]
-    errors_truncated: bool
-    warnings: tuple[Finding, ...]
-    by_rule: dict[str, int]
-    pii: dict[str, int]
-    leakage: Leakage
-    tokens: TokenCounts
-    labels: dict[str, dict[str, int]]
+    rows: RowCounts = RowCounts()
+    valid: bool = False
+    errors: tuple[Finding, ...] = ()
+    errors_truncated: bool = False
+    warnings: tuple[Finding, ...] = ()
+    by_rule: dict[str, int] = {}
+    pii: dict[str, int] = {}
+    leakage: Leakage = Leakage()
+    tokens: TokenCounts = TokenCounts()
+    labels: dict[str, dict[str, int]] = {}
 
     def to_json(self, indent: int | None = None) -> str:
         return self.model_dump_json(by_alias=True, indent=indent)

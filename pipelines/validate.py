@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from heapq import merge
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from neuroweaver import files
-from neuroweaver.report import LISTED, Finding, Leakage, RowCounts, TokenCounts, ValidationReport, dataset_id
+from neuroweaver.report import LISTED, Finding, RowCounts, ValidationReport, dataset_id
 from neuroweaver.tasks import task_named, tasks_of
 from neuroweaver.vocabulary import DEPARTMENT_OF
 from pipelines.audit import Audit, audit
@@ -166,6 +167,13 @@ def validate_file(
     )  # fmt: skip
     source = Source(None, iter(()))
     ledger = Ledger(demands)
+
+    def reported(**found: Any) -> ValidationReport:
+        return ValidationReport(
+            dataset_id=identity, sha256=content, model_type=model_type, data_format=data_format,
+            encoding=source.encoding, delimiter=source.delimiter, **found,
+        )  # fmt: skip
+
     try:
         source = registry.open_source(path, data_format, known=demands.known, mapping=used, advance=advance)
         for found in auditor(source.parts, demands, keep):
@@ -174,7 +182,9 @@ def validate_file(
             message = "the file has a header and no rows" if source.columns else "the file has no rows"
             raise FileProblemError(CellProblem("empty", message, line=1))
     except FileProblemError as error:
-        return _unread(error.problem, identity, content, model_type, data_format, source)
+        is_empty = error.problem.rule == "empty"
+        nothing = RowCounts(total=0, valid=0, quarantined=0, duplicates=0) if is_empty else RowCounts()
+        return Validation(reported(rows=nothing, errors=(finding(error.problem),), by_rule={error.problem.rule: 1}))
 
     verdicts = ledger.close(source.columns, source.missing)
     missing = verdicts.missing
@@ -186,13 +196,7 @@ def validate_file(
     counts = RowCounts(
         total=ledger.rows, valid=counted[VALID], quarantined=counted[QUARANTINED], duplicates=counted[DUPLICATE]
     )
-    report = ValidationReport(
-        dataset_id=identity,
-        sha256=content,
-        model_type=model_type,
-        data_format=data_format,
-        encoding=source.encoding,
-        delimiter=source.delimiter,
+    report = reported(
         rows=counts,
         valid=not missing,
         errors=tuple([*errors_of_file, *verdicts.errors][:LISTED]),
@@ -200,41 +204,12 @@ def validate_file(
         warnings=tuple([*warnings_of_file, *verdicts.warnings][:LISTED]),
         by_rule=dict(sorted(by_rule.items())),
         pii=dict(sorted(ledger.pii.items())),
-        leakage=Leakage(),
-        tokens=TokenCounts(),
         labels=_label_counts(ledger.spool, verdicts.verdicts_N),
     ).judged(max_quarantined)
     return Validation(
         report, ledger.spool, verdicts.verdicts_N, verdicts.lines_N, ledger.quarantined,
         tuple(map(finding, missing)), verdicts.conflicts,
     )  # fmt: skip
-
-
-def _unread(
-    problem: CellProblem, identity: str, content: str, model_type: str, data_format: str, source: Source
-) -> Validation:
-    """The report on a file of which no row can be spoken of."""
-    is_empty = problem.rule == "empty"
-    return Validation(
-        ValidationReport(
-            dataset_id=identity,
-            sha256=content,
-            model_type=model_type,
-            data_format=data_format,
-            encoding=source.encoding,
-            delimiter=source.delimiter,
-            rows=RowCounts(total=0, valid=0, quarantined=0, duplicates=0) if is_empty else RowCounts(),
-            valid=False,
-            errors=(finding(problem),),
-            errors_truncated=False,
-            warnings=(),
-            by_rule={problem.rule: 1},
-            pii={},
-            leakage=Leakage(),
-            tokens=TokenCounts(),
-            labels={},
-        )
-    )
 
 
 def _strangers(ledger: Ledger, demands: Demands, data_format: str) -> Iterable[CellProblem]:
