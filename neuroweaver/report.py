@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import date
 from fractions import Fraction
 from typing import Literal
@@ -112,6 +112,26 @@ class ValidationReport(_Part):
     def with_labels(self, labels: dict[str, dict[str, int]]) -> ValidationReport:
         """The same report with the labels counted anew."""
         return self.model_copy(update={"labels": labels})
+
+    def without(
+        self, lines: Collection[int], *, valid: int, quarantined: int, labels: dict[str, dict[str, int]]
+    ) -> ValidationReport:
+        """The same report as if `valid` and `quarantined` rows, on `lines`, had never been in the file."""
+        rows = self.rows
+        counts = RowCounts(
+            total=(rows.total or 0) - valid - quarantined,
+            valid=(rows.valid or 0) - valid,
+            quarantined=(rows.quarantined or 0) - quarantined,
+            duplicates=rows.duplicates,
+        )
+        return self.model_copy(
+            update={
+                "rows": counts,
+                "errors": tuple(entry for entry in self.errors if entry.line not in lines),
+                "warnings": tuple(entry for entry in self.warnings if entry.line not in lines),
+                "labels": labels,
+            }
+        )
 
     def judged(self, max_quarantined: float) -> ValidationReport:
         """The same report, refused where too many rows are quarantined by now, or none is valid."""

@@ -217,7 +217,10 @@ def main() -> None:
     try:
         code: Any = app(standalone_mode=False)
     except typer.TyperException as error:
-        _fail(" ".join(error.format_message().split()), EXIT_WRONG_CALL)
+        message = " ".join(error.format_message().split())
+        if not message:  # the help was printed
+            sys.exit(EXIT_WRONG_CALL)
+        _fail(message, EXIT_WRONG_CALL)
     except NeuroWeaverError as error:
         if debug:
             raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from pipelines.ingest.sniff import open_text
 
 ROWS = 10_000
 _EXAMPLES = 3
+# Columns that become nothing and are called so hold what can't be told to be personal by looking at it.
+_PRIVATE = re.compile(r"name|first|last|buyer|\brep\b|manager|advisor|address|street|city|zip|postal", re.IGNORECASE)
 _CHARACTERS = 40
 NAME, IGNORED, UNKNOWN = "a person's name: kept out", "left out", "not in the mapping"
 
@@ -94,7 +97,8 @@ def explain(mapping: Mapping, columns: Collection[str], sample_rows: Iterable[di
         for use in uses.values():
             if cells[use.column].strip():
                 use.filled += 1
-                if use.use != NAME and len(use.examples) < _EXAMPLES:
+                is_private = use.use == NAME or (use.use in (UNKNOWN, IGNORED) and _PRIVATE.search(use.column))
+                if not is_private and len(use.examples) < _EXAMPLES:
                     shown = _shown(cells[use.column], names)
                     use.examples += [] if shown in use.examples else [shown]
         for column, text in _not_understood(layout, cells):

@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from neuroweaver import files, pii
-from neuroweaver.errors import NotFoundError
+from neuroweaver.errors import InputError, NotFoundError
 from neuroweaver.report import Leakage, ValidationReport
+from neuroweaver.tasks import task_named
 from pipelines import forgotten, report_page
 from pipelines.dataset_card import card
 from pipelines.provenance import Provenance
@@ -73,17 +74,18 @@ class Dataset:
 def store(validation: Validation, home: Path, source: Provenance | None = None) -> Dataset:
     """Split and store the valid rows of a file; the same file again is the dataset it already is.
 
-    Rows of customers who asked to be forgotten stay out.
+    Rows of customers who asked to be forgotten stay out. Raises InputError where no other row is left.
     """
     identity = forgotten.current(validation.report.dataset_id, home)
     folder = home / "datasets" / identity
     if not (folder / "rows.parquet").exists():
         left_out = forgotten.customers(home)
         rows = _Kept(validation.rows, left_out) if left_out else validation.rows
+        report = _without(validation, rows, left_out) if left_out else validation.report
         parted = split(rows)
-        report = validation.report.with_leakage(_leakage(parted))
+        report = report.with_leakage(_leakage(parted))
         with files.new_folder(folder) as new:
-            write_quarantine(validation, new / "quarantine.jsonl")
+            write_quarantine(validation, new / "quarantine.jsonl", left_out)
             write(new, report, source or Provenance.of(validation.report), _examples(rows, parted), validation.lengths)
     return load(identity, home)
 
@@ -172,6 +174,29 @@ def read_rows(folder: Path) -> Iterator[DatasetRow]:
 def identities(home: Path) -> list[str]:
     """The ids of the datasets in the data folder."""
     return sorted(path.parent.name for path in (home / "datasets").glob("ds_*/rows.parquet"))
+
+
+def count_labels(rows: Iterable[Row] | Iterable[DatasetRow]) -> dict[str, dict[str, int]]:
+    """How often each label is stated."""
+    labels: dict[str, Counter[str]] = {}
+    for row in rows:
+        for column in task_named(row.task).labels:
+            if column.kind == "label" and row.values.get(column.name) is not None:
+                labels.setdefault(column.name, Counter())[row.values[column.name]] += 1
+    return {name: dict(sorted(values.items())) for name, values in labels.items()}
+
+
+def _without(validation: Validation, kept: Iterable[Row], left_out: frozenset[str]) -> ValidationReport:
+    """The report as if the customers `left_out` had not been in the file."""
+    lines = {row.line for row in kept}
+    if not lines:
+        raise InputError("nothing to store: all usable rows are of customers who asked to be forgotten")
+    valid = {row.line for row in validation.rows} - lines
+    theirs = (row for row in validation.quarantined if forgotten.pseudonym(row.values.get("customer_id")) in left_out)
+    quarantined = {row.line for row in theirs}
+    return validation.report.without(
+        valid | quarantined, valid=len(valid), quarantined=len(quarantined), labels=count_labels(kept)
+    )
 
 
 def _leakage(parted: Split) -> Leakage:

@@ -16,11 +16,12 @@ _CUSTOMERS = "forgotten.json"
 REPLACED = "replaced.json"
 
 
-def pseudonym(customer_id: str | None) -> str | None:
-    """What stands for a customer in a dataset: 128 bits of SHA-256."""
-    if customer_id is None:
+def pseudonym(customer_id: object) -> str | None:
+    """What stands for a customer in a dataset: 128 bits of SHA-256. None for a cell that is no id."""
+    if not isinstance(customer_id, (str, int)) or not str(customer_id).strip():
         return None
-    return hashlib.sha256(f"customer:{customer_id}".encode()).hexdigest()[:32]
+    said = f"customer:{str(customer_id).strip()}"
+    return hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def customers(home: Path) -> frozenset[str]:
@@ -36,6 +37,12 @@ def remember(home: Path, pseudonyms: Iterable[str]) -> None:
 def replace(home: Path, old: str, new: str) -> None:
     """Notes that the dataset `old` is now `new`; its folder holds nothing else any more."""
     files.write_text(home / "datasets" / old / REPLACED, json.dumps({"by": new}))
+
+
+def lineage(dataset_id: str, home: Path) -> frozenset[str]:
+    """The dataset and all that it was rebuilt from."""
+    replaced = {path.parent.name for path in (home / "datasets").glob(f"ds_*/{REPLACED}")}
+    return frozenset({dataset_id, *(old for old in replaced if current(old, home) == dataset_id)})
 
 
 def current(dataset_id: str, home: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -25,6 +25,7 @@ from pipelines.cells import META
 from pipelines.demands import Demands, demands_of
 from pipelines.explain import nearest
 from pipelines.findings import finding, redacted_values
+from pipelines.forgotten import pseudonym
 from pipelines.ingest import registry
 from pipelines.ingest.chat import COLUMN as MESSAGES
 from pipelines.ingest.crm_mapping import load_mapping
@@ -102,7 +103,8 @@ class Quarantine:
                 conflict_of(row, of.conflicts, of.lines_N), row.record, row.line
             )
             values = {name: value for name, value in row.values.items() if value is not None}
-            identified = {"example_id": row.example_id, **values} if row.example_id else values
+            ids = {"example_id": row.example_id, "customer_id": row.customer_id}
+            identified = {name: value for name, value in ids.items() if value is not None} | values
             yield QuarantinedRow(row.line, row.record, identified, (reason,))
 
 
@@ -217,7 +219,8 @@ def _strangers(ledger: Ledger, demands: Demands, data_format: str) -> Iterable[C
     for number, name in enumerate([*ledger.strangers, *unknown]):
         if name == MESSAGES and data_format == "json":
             continue
-        near = nearest(name, sorted(demands.known)) if number < LISTED else ""  # the others are only counted
+        is_listed = number < LISTED  # the others are only counted
+        near = nearest(name, sorted(demands.known - {name})) if is_listed else ""
         hint = near.removesuffix(" (labels are case-sensitive)") if near.startswith("did you mean") else None
         message = "the column is not known and is kept out of training"
         yield CellProblem("unknown_column", message, name, hint=hint, line=1, is_warning=True)
@@ -243,21 +246,28 @@ def _label_counts(spool: Spool, verdicts_N: np.ndarray) -> dict[str, dict[str, i
     return {name: dict(sorted(values.items())) for name, values in counts.items() if values}
 
 
-def write_quarantine(validation: Validation, path: Path) -> None:
+def write_quarantine(validation: Validation, path: Path, left_out: Collection[str] = ()) -> None:
     """The quarantined rows as JSON Lines, each with its reasons, without personal data.
 
-    Columns that mean nothing to us may hold anything (a name, an address), so their cells are masked.
+    Columns that mean nothing to us may hold anything (a name, an address), so their cells are masked. `customer` is
+    the pseudonym by which the row is found again; rows of the pseudonyms `left_out` are not written.
     """
     known = {MESSAGES, *META, *(c.name for task in tasks_of(validation.report.model_type) for c in task.columns)}
 
     def lines() -> Iterator[str]:
         for row in validation.quarantined:
+            customer = pseudonym(row.values.get("customer_id"))
+            if customer in left_out:
+                continue
             values = {
                 name: value if name in known else "[MASKED]" for name, value in row.values.items() if value is not None
             }
             shown = {"column", "rule", "value", "message", "hint"}
             reasons = [reason.model_dump(include=shown) for reason in row.reasons]
-            entry = {"line": row.line, "record": row.record, "reasons": reasons, "values": redacted_values(values)}
+            entry = {
+                "line": row.line, "record": row.record, "customer": customer, "reasons": reasons,
+                "values": redacted_values(values),
+            }  # fmt: skip
             yield json.dumps(entry, ensure_ascii=False) + "\n"
 
     files.write_lines(path, lines())

@@ -55,7 +55,7 @@ def test_a_forgotten_customer_is_gone_from_every_file_of_the_data_folder(tmp_pat
     done = forget.forget("C-3", tmp_path, Registry())
 
     ((old, (new, count)),) = done.datasets.items()
-    assert (old, count) == (stored.id, 1)
+    assert (old, count) == (stored.id, 2)
     assert new is not None
     assert done.models == ["finance-assistant@1"]
     for path in (tmp_path / "datasets").rglob("*"):

@@ -287,3 +287,21 @@ def test_tokens_are_left_out_where_there_is_no_base_model(tmp_path: Path) -> Non
     checked = validated(tmp_path, [question(1, 2000)])
 
     assert tokens.counted(checked, Settings(home=tmp_path)) == checked
+
+
+def test_tokens_over_length_is_exact_where_answers_are_full_of_line_ends(
+    tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "EXACT", 20)
+    monkeypatch.setattr(tokens, "SAMPLE", 5)
+    tokenizer = base_model.load_counter(base_model.locate(str(tiny_base), tmp_path))
+    rows = [
+        {"question": f"{number} why?", "topic": "apr", "answer": "\n" * 398 + ".", "escalate_to": "none"}
+        for number in range(40)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    checked = validate_file(path, model_type="finance-assistant", data_format="json")
+    (length,) = lengths(tokenizer, task_named("finance-answer"), [checked.rows[0].values])
+
+    assert tokens.count(checked, tokenizer, length - 50).report.tokens.over_length == 40
