@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
+from neuroweaver import pii
 from neuroweaver.report import LISTED
 from pipelines.copies import Keys, keys_of
 from pipelines.demands import Demands
@@ -61,6 +62,8 @@ def audit(part: Part, demands: Demands, *, keep: bool = True) -> Audit:
         len(frame) > len(broken(frame)),
     )
     examined = [examine(group, demands, frame, problems) for group in groups]
+    for at, names in frame.names.items():
+        problems[at] = [_veiled(problem, names) for problem in problems.get(at, [])]
     for at, named in problems.items():
         found.faulty_N[at] = any(not problem.is_warning for problem in named)
     lacking = _note_unmet(found, frame, groups, demands)
@@ -149,10 +152,21 @@ def _absent(masks: dict[str, np.ndarray | None], size: int) -> pa.Array:
     return pa.array([[name for name, mask in unstated.items() if mask[at]] for at in range(size)], kind)
 
 
+def _veiled(problem: CellProblem, names: tuple[str, ...]) -> CellProblem:
+    """Without the names that fields of the record state: later nobody knows them any more."""
+    if not isinstance(problem.value, str):
+        return problem
+    return replace(problem, value=pii.redact(problem.value[:100_000], names)[0])
+
+
 def _quarantined(at: int, frame: Frame, problems: list[CellProblem]) -> QuarantinedRow:
-    line = int(frame.lines[at])
+    line, names = int(frame.lines[at]), frame.names.get(at, ())
+    values = {
+        name: pii.redact(value, names)[0] if names and isinstance(value, str) else value
+        for name, value in frame.values(at).items()
+    }
     reasons = tuple(finding(problem, at, line) for problem in problems if not problem.is_warning)
-    return QuarantinedRow(line, at, frame.values(at), reasons)
+    return QuarantinedRow(line, at, values, reasons)
 
 
 def _inputs_only(frame: Frame, demands: Demands) -> Frame:

@@ -61,7 +61,7 @@ def find_copies(parts: Iterable[Keys]) -> Copies:
     if not given:
         return Copies(duplicates, conflicts)
     inputs_N = np.concatenate([keys.inputs_N for keys in given])
-    order = np.argsort(inputs_N, kind="stable")
+    order = np.lexsort((np.concatenate([keys.rows_N for keys in given]), inputs_N))  # by what is said, then by row
     is_same = inputs_N[order][1:] == inputs_N[order][:-1]
     shared = np.concatenate(([False], is_same)) | np.concatenate((is_same, [False]))
     order = order[shared]  # most rows say what no other row says
@@ -90,11 +90,14 @@ def _compare(
 ) -> None:
     for index in range(labels_NL.shape[1]):
         values = labels_NL[:, index]
-        stated = values[values != _ABSENT]
-        if len(stated) and (stated != stated[0]).any():
-            for at, row in enumerate(rows):
-                differs = (values != _ABSENT) & (values != values[at]) if values[at] != _ABSENT else values != _ABSENT
-                conflicts[row] = (index, rows[int(np.argmax(differs))])
+        stated = values != _ABSENT
+        if not stated.any():
+            continue
+        first = int(np.argmax(stated))
+        differs = stated & (values != values[first])
+        if differs.any():
+            other = np.where(values == values[first], int(np.argmax(differs)), first).tolist()
+            conflicts.update((row, (index, rows[at])) for row, at in zip(rows, other, strict=True))
             return
     first_of: dict[bytes, int] = {}
     for at, row in enumerate(rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from neuroweaver import pii
@@ -10,6 +11,7 @@ from neuroweaver.report import Finding
 from pipelines.ingest.frame import UNDECODED, CellProblem
 
 SHOWN_CHARACTERS = 120
+_REMEMBERED = 400  # characters
 
 
 def finding(problem: CellProblem, record: int | None = None, line: int = 1) -> Finding:
@@ -35,7 +37,14 @@ def shown(value: Any, characters: int = SHOWN_CHARACTERS) -> str | None:
 
 def redacted(text: str) -> str:
     """Without personal data, and without what JSON in UTF-8 can't hold. Long texts are cut before the search."""
+    return _redacted_again(text) if len(text) <= _REMEMBERED else _redacted(text)
+
+
+def _redacted(text: str) -> str:
     return pii.redact(UNDECODED.sub("\ufffd", text[:100_000]))[0]
+
+
+_redacted_again = lru_cache(maxsize=4096)(_redacted)  # messages, hints and labels come again and again
 
 
 def redacted_values(value: Any) -> Any:

@@ -94,7 +94,7 @@ def _read_task(stated: Any, default: int, demands: Demands) -> tuple[int, CellPr
 def _has_turns(frame: Frame, at: int) -> bool:
     """An unreadable `messages` cell has been named already, and its row is looked at without it."""
     is_named = any(problem.column == chat.COLUMN for problem in frame.problems.get(at, ()))
-    return bool(frame.partial[at]) and frame.columns[chat.COLUMN][at] is not ABSENT and not is_named
+    return bool(frame.partial[at]) and frame.columns[chat.COLUMN][at] not in (ABSENT, None) and not is_named
 
 
 def _of_turns(frame: Frame, task: Task, positions: Sequence[int], problems: Problems) -> list[Group]:

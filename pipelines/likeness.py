@@ -14,6 +14,7 @@ _PERMUTATIONS = 64
 _BAND = 4  # permutations; with 16 bands of them a pair at the threshold is looked at with probability 0.64
 _SEED = 7
 _TEXTS = 4096  # hashed at a time
+_PAIRS = 2**16  # compared at a time
 
 
 def alike(texts: Iterable[str]) -> np.ndarray:
@@ -29,8 +30,10 @@ def alike(texts: Iterable[str]) -> np.ndarray:
         order = np.argsort(keys, kind="stable")
         same = np.flatnonzero(keys[order][1:] == keys[order][:-1])
         pairs = np.stack([order[same], order[same + 1]], axis=1)
-        likeness = np.array([(digests[a] == digests[b]).mean() for a, b in pairs.tolist()])
-        found.append(pairs[likeness >= THRESHOLD] if len(pairs) else pairs)
+        for at in range(0, len(pairs), _PAIRS):
+            part = pairs[at : at + _PAIRS]
+            likeness = (digests[part[:, 0]] == digests[part[:, 1]]).mean(axis=1)
+            found.append(part[likeness >= THRESHOLD])
     return np.unique(np.concatenate(found), axis=0)
 
 

@@ -11,7 +11,7 @@ from typing import IO, Any
 import pyarrow as pa
 
 _IN_MEMORY = 2**26  # bytes
-_OBJECTS_IN_MEMORY = 10_000
+_OBJECTS_IN_MEMORY = 500  # a row may be long
 
 
 class Spool:
@@ -55,7 +55,7 @@ class Spool:
 
 
 class Backlog:
-    """Objects of any kind, put aside in order; past some thousands of them in a nameless file, too."""
+    """Objects of any kind, put aside in order; past some hundreds of them in a nameless file, too."""
 
     def __init__(self) -> None:
         self._held: list[Any] = []

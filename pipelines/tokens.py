@@ -22,6 +22,7 @@ from pipelines.validate import Validation
 
 SAMPLE = 2000  # rows that stand for all in a file of more than EXACT
 EXACT = 20_000
+_ROWS = 256  # encoded at a time
 _SLACK = 32  # tokens that text may take more where it is joined than by itself
 
 
@@ -66,7 +67,10 @@ def _to_count(rows: Rows, tokenizer: Any, most: int) -> Iterator[tuple[list[Row]
             fixed[task.name] = lengths(tokenizer, task, [{}])[0] + _SLACK
         wanted = is_sampled | (_text_bytes(task, batch)[places] + fixed[task.name] > most)
         if wanted.any():
-            yield list(rows_of(batch.take(pa.array(places[wanted])))), is_sampled[wanted].tolist()
+            chosen_places, of_sample = places[wanted], is_sampled[wanted]
+            for at in range(0, len(chosen_places), _ROWS):
+                part = batch.take(pa.array(chosen_places[at : at + _ROWS]))
+                yield list(rows_of(part)), of_sample[at : at + _ROWS].tolist()
 
 
 def _text_bytes(task: Task, batch: pa.RecordBatch) -> np.ndarray:

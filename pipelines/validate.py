@@ -259,8 +259,12 @@ def write_quarantine(validation: Validation, path: Path, left_out: Collection[st
             customer = pseudonym(row.values.get("customer_id"))
             if customer in left_out:
                 continue
+            # In a row of another field count any cell may stand in any column.
+            is_shifted = any(reason.rule == "malformed" and reason.column is None for reason in row.reasons)
             values = {
-                name: value if name in known else "[MASKED]" for name, value in row.values.items() if value is not None
+                name: "[MASKED]" if is_shifted or name not in known else value
+                for name, value in row.values.items()
+                if value is not None
             }
             shown = {"column", "rule", "value", "message", "hint"}
             reasons = [reason.model_dump(include=shown) for reason in row.reasons]

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -16,6 +16,7 @@ from neuroweaver.report import Rule
 from pipelines.ingest.lines import count_ends
 
 ROWS = 8192  # per frame: enough to work column by column, little enough to hold several
+FRAME_CHARACTERS = 2**22  # a frame of long rows ends earlier
 
 # Bytes that did not decode are kept as lone surrogates until the row that holds them is named.
 UNDECODED = re.compile("[\ud800-\udfff\0]")
@@ -142,9 +143,16 @@ class Source:
 
 
 def frames(records: Iterable[Record], known: Collection[str] | None = None) -> Iterator[Frame]:
-    """Records in frames of ROWS."""
-    waiting = iter(records)
-    while batch := list(islice(waiting, ROWS)):
+    """Records in frames of ROWS, or of FRAME_CHARACTERS."""
+    batch: list[Record] = []
+    size = 0
+    for record in records:
+        batch.append(record)
+        size += sum(len(value) if isinstance(value, str) else 64 for value in record.values.values())
+        if len(batch) == ROWS or size > FRAME_CHARACTERS:
+            yield frame_of(batch, known)
+            batch, size = [], 0
+    if batch:
         yield frame_of(batch, known)
 
 

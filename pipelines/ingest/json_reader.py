@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.ingest.frame import (
+    FRAME_CHARACTERS,
     UNDECODED,
     CellProblem,
     FileProblemError,
@@ -27,6 +28,7 @@ from pipelines.ingest.sniff import Advance, Text
 MAX_DEPTH = 64
 MAX_ROW = 2**24  # characters
 _BLOCK = 2**20
+_LONGEST_SIGN = 16  # characters: a literal, an escape or the beginning of a number that a piece may end in
 _BLANK = re.compile(r"[ \t\r\n]*")
 _LINES_PER_BLOCK = 4096
 # Salesforce's REST answers: {"totalSize": 2, "done": true, "records": [ ... ]}
@@ -46,35 +48,37 @@ def read_json(text: Text, known: Collection[str], advance: Advance | None = None
     Raises FileProblemError where the file begins with something else than rows.
     """
     pieces = text.pieces(_BLOCK, advance)
-    head = ""
+    head, line = "", 1
     for piece in pieces:
+        if not head and not piece.strip(" \t\r\n"):  # however many blanks a file begins with
+            line += count_ends(piece)
+            continue
         head += piece
-        if len(head) >= 2**16 and head.strip(" \t\r\n"):
+        if len(head) >= 2**16:
             break
     start = _blank_end(head, 0)
     if start == len(head):
         raise FileProblemError(CellProblem("empty", "the file is empty", line=1))
-    line = 1 + count_ends(head[:start])
     wrapper = _WRAPPER.match(head) if wrapped else None
     parts: Iterator[Part]
     laid_out = frozenset((*known, "messages"))
     if head[start] == "[" or wrapper:
         begins = wrapper.end() if wrapper else start + 1
-        parts = frames(_array(_Buffer(head, pieces), begins, is_wrapped=wrapper is not None), laid_out)
+        parts = frames(_array(_Buffer(head, pieces, line), begins, is_wrapped=wrapper is not None), laid_out)
     elif head[start] == "{":
-        parts = _line_blocks(head, pieces, laid_out, wrapped)
+        parts = _line_blocks(head, pieces, line, laid_out, wrapped)
     else:
-        raise _malformed("the file is neither a JSON array nor JSON Lines", line)
+        raise _malformed("the file is neither a JSON array nor JSON Lines", line + count_ends(head[:start]))
     return Source(text.encoding, whole(parts, text))
 
 
 class _Buffer:
-    """A text that is read as far as it is needed. `text` begins at `line`."""
+    """A text that is read as far as it is needed; it begins on `line`."""
 
-    def __init__(self, head: str, pieces: Iterator[str]) -> None:
+    def __init__(self, head: str, pieces: Iterator[str], line: int) -> None:
         self.text = head
         self._pieces = pieces
-        self._line = 1
+        self._line = line
         self._counted = 0
 
     def more(self) -> bool:
@@ -137,9 +141,10 @@ def _value(buffer: _Buffer, start: int) -> tuple[Any, int]:
                 _check_depth(value, buffer.text, start, end, around=1)
                 return value, end
         except json.JSONDecodeError as error:
-            if len(buffer.text) - start > MAX_ROW:
+            may_go_on = error.msg.startswith("Unterminated") or error.pos > len(buffer.text) - _LONGEST_SIGN
+            if may_go_on and len(buffer.text) - start > MAX_ROW:
                 raise _malformed(f"a row has more than {MAX_ROW:,} characters", buffer.line(start)) from None
-            if not buffer.more():
+            if not may_go_on or not buffer.more():
                 is_cut = error.pos >= len(buffer.text.rstrip()) or error.msg.startswith("Unterminated")
                 cause = "the array is cut off" if is_cut else f"the array can't be read: {error.msg}"
                 raise _malformed(cause, buffer.line(max(start, error.pos))) from None
@@ -173,10 +178,10 @@ class JsonLinesBlock:
         return frame_of([record for record in records if record is not None], self.known)
 
 
-def _line_blocks(head: str, pieces: Iterator[str], known: frozenset[str], wrapped: bool) -> Iterator[Part]:
+def _line_blocks(head: str, pieces: Iterator[str], number: int, known: frozenset[str], wrapped: bool) -> Iterator[Part]:
     lines = Lines(_chain(head, pieces))
-    number = 1
     waiting: list[str] = []
+    size = 0
     has_begun = False
     for line in lines:
         if not has_begun and line.strip(" \t\r\n"):
@@ -185,9 +190,10 @@ def _line_blocks(head: str, pieces: Iterator[str], known: frozenset[str], wrappe
         if len(line) > MAX_ROW:
             raise _malformed(f"a row has more than {MAX_ROW:,} characters", number + len(waiting))
         waiting.append(line)
-        if len(waiting) == _LINES_PER_BLOCK:
+        size += len(line)
+        if len(waiting) == _LINES_PER_BLOCK or size > FRAME_CHARACTERS:
             yield JsonLinesBlock(tuple(waiting), number, known)
-            number, waiting = number + len(waiting), []
+            number, waiting, size = number + len(waiting), [], 0
     if waiting:
         yield JsonLinesBlock(tuple(waiting), number, known)
 
@@ -220,7 +226,7 @@ def _of_line(line: str, number: int) -> Record | None:
     except (_TooDeepError, RecursionError) as error:
         raise _malformed(_cause(error), number) from None
     except ValueError as error:
-        problem = CellProblem("malformed", f"the line is no JSON object: {_cause(error)}", value=line[:200])
+        problem = CellProblem("malformed", f"the line is no JSON object: {_cause(error)}")
         return Record(number, {}, (problem,))
     return _record(value, number, line)
 
@@ -231,7 +237,7 @@ def _record(value: Any, line: int, text: str) -> Record:
         kind = {list: "an array", str: "a text", type(None): "null"}.get(type(value), "a number or boolean")
         return Record(line, {}, (CellProblem("malformed", f"an object is needed, got {kind}"),))
     is_doubtful = "\\u" in text or UNDECODED.search(text) is not None
-    return Record(line, value, undecoded(value) if is_doubtful else (), is_partial="messages" in value)
+    return Record(line, value, undecoded(value) if is_doubtful else (), is_partial=value.get("messages") is not None)
 
 
 def _is_wrapper(value: Any, known: Collection[str]) -> bool:

@@ -184,3 +184,17 @@ def test_json_with_another_key_in_every_record_takes_linear_time(tmp_path: Path)
     assert len(document.records) == 20_000
     assert document.records[-1].values == {**ROW, "key19999": 1}
     assert time.perf_counter() - started < 10
+
+
+def test_json_array_says_where_it_is_broken_however_much_follows(tmp_path: Path) -> None:
+    text = f'[{LINE},\n{{"question": what}},\n' + f"{LINE},\n" * 30_000 + f"{LINE}]"
+    assert len(text) > 2_000_000
+    (problem,) = read_text(tmp_path, text).problems_of_file
+    assert (problem.line, problem.message) == (2, "the array can't be read: Expecting value")
+
+
+def test_json_behind_many_blank_lines_keeps_its_line_numbers(tmp_path: Path) -> None:
+    document = read_text(tmp_path, " \n" * 2_000_000 + f"{LINE}\n{LINE}\n")
+    assert [record.line for record in document.records] == [2_000_001, 2_000_002]
+    (record,) = read_text(tmp_path, "\n" * 2_000_000 + f"[\n{LINE}]").records
+    assert record.line == 2_000_002

@@ -466,3 +466,43 @@ def test_validate_lists_a_column_that_only_later_rows_have_as_missing_cells(
     assert found(validation) == [(line, line - 1, "topic", "missing_value") for line in (1, 2, 3)]
     assert validation.report.by_rule == {"missing_value": 3}
     assert validation.report.valid
+
+
+def test_validate_replaces_names_that_fields_state_in_quarantined_rows_and_findings(tmp_path: Path) -> None:
+    def prospect(comment: str) -> str:
+        return (
+            "<prospect><requestdate>2024-01-01</requestdate><vehicle/><customer><contact><name part='full'>Xenia "
+            f"Quillfeather</name></contact><comments>{comment}</comments></customer></prospect>"
+        )
+
+    text = "<adf>" + prospect("I am Xenia Quillfeather") + prospect("Xenia Quillfeather " + "x" * 32_000) + "</adf>"
+    validation = validate_text(
+        tmp_path, text, "automotive-crm", model_type="automotive-sales", date_from=date(2025, 1, 1)
+    )
+    assert [entry.rule for entry in validation.report.errors] == ["date_range", "over_length", "date_range"]
+    path = tmp_path / "quarantine.jsonl"
+    write_quarantine(validation, path)
+    assert "I am [NAME]" in path.read_text()
+    assert "Quillfeather" not in path.read_text() + validation.report.to_json()
+
+
+def test_validate_masks_every_cell_of_a_row_whose_fields_have_shifted(tmp_path: Path) -> None:
+    text = "name,question,topic,answer,escalate_to\nRay,q,apr,a,none\nLee,extra,What?,apr,a,none\n"
+    validation = validate_text(tmp_path, text, max_quarantined=1.0)
+    path = tmp_path / "quarantine.jsonl"
+    write_quarantine(validation, path)
+    assert set(json.loads(path.read_text())["values"].values()) == {"[MASKED]"}
+
+
+def test_validate_first_copy_is_the_first_in_the_file_also_among_chats(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "What is APR?"}, {"role": "assistant", "content": "A yearly rate."}]
+    rows = [FINANCE, {"messages": turns, "topic": "apr", "escalate_to": "none"}, {**FINANCE, "messages": None}]
+    validation = validate_rows(tmp_path, rows, "json", model_type="finance-assistant")
+    assert found(validation, "warnings") == [(2, 1, None, "duplicate"), (3, 2, None, "duplicate")]
+
+
+def test_validate_a_large_group_of_contradicting_rows_takes_linear_time(tmp_path: Path) -> None:
+    rows = [{**FINANCE, "answer": f"answer {number}"} for number in range(30_000)]
+    started = time.perf_counter()
+    assert counts(validate_rows(tmp_path, rows, keep=False)) == (30_000, 0, 30_000, 0)
+    assert time.perf_counter() - started < 10
