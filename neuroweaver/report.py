@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import date
 from fractions import Fraction
 from typing import Literal
@@ -114,21 +114,29 @@ class ValidationReport(_Part):
         return self.model_copy(update={"labels": labels})
 
     def without(
-        self, lines: Collection[int], *, valid: int, quarantined: int, labels: dict[str, dict[str, int]]
+        self, valid: Collection[int], quarantined: Mapping[int, Sequence[str]], labels: dict[str, dict[str, int]]
     ) -> ValidationReport:
-        """The same report as if `valid` and `quarantined` rows, on `lines`, had never been in the file."""
+        """The same report as if records had never been in the file: valid ones, and others with the rules they broke.
+
+        Of their warnings those are taken off the count that are listed.
+        """
         rows = self.rows
         counts = RowCounts(
-            total=(rows.total or 0) - valid - quarantined,
-            valid=(rows.valid or 0) - valid,
-            quarantined=(rows.quarantined or 0) - quarantined,
+            total=(rows.total or 0) - len(valid) - len(quarantined),
+            valid=(rows.valid or 0) - len(valid),
+            quarantined=(rows.quarantined or 0) - len(quarantined),
             duplicates=rows.duplicates,
         )
+        gone = {*valid, *quarantined}
+        by_rule = Counter(self.by_rule)
+        by_rule.subtract(rule for rules in quarantined.values() for rule in rules)
+        by_rule.subtract(entry.rule for entry in self.warnings if entry.record in gone)
         return self.model_copy(
             update={
                 "rows": counts,
-                "errors": tuple(entry for entry in self.errors if entry.line not in lines),
-                "warnings": tuple(entry for entry in self.warnings if entry.line not in lines),
+                "errors": tuple(entry for entry in self.errors if entry.record not in gone),
+                "warnings": tuple(entry for entry in self.warnings if entry.record not in gone),
+                "by_rule": dict(sorted((+by_rule).items())),
                 "labels": labels,
             }
         )

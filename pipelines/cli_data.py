@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import date
 from pathlib import Path
@@ -12,7 +13,7 @@ import typer
 
 from neuroweaver import settings
 from neuroweaver.errors import EXIT_FAILED, NeuroWeaverError, UsageError
-from pipelines.terminal import Json, MappingName, TaskName, err, out
+from pipelines.terminal import Json, MappingName, TaskName, err, harmless, out
 
 datasets_app = typer.Typer(no_args_is_help=True, help="Stored datasets: list, show, trace, forget a customer.")
 crm_app = typer.Typer(no_args_is_help=True, help="Mapping files for CRM exports.")
@@ -52,6 +53,8 @@ def validate(
     first, last = _day("--from", date_from), _day("--to", date_to)
     for option, output in (("--quarantine", quarantine), ("--html", html)):
         _check_output(option, output, file)
+    if quarantine is not None and html is not None and quarantine.absolute() == html.absolute():
+        raise UsageError(f"--quarantine and --html both name {html}: give two files")
     if mapping and data_format is None:
         data_format = "automotive-crm"
     read_as = data_format or registry.detect_format(file)
@@ -97,7 +100,7 @@ def validate(
         typer.echo(report.to_json(indent=2))
     else:
         for line in console.report_lines(report):
-            out.print(line, markup=False, highlight=False)
+            out.print(harmless(line), markup=False, highlight=False)
         if quarantine is not None:
             out.print(f"  quarantined rows written to {quarantine}", markup=False)
         if html is not None:
@@ -274,9 +277,16 @@ def _day(option: str, text: str | None) -> date | None:
 
 def _check_output(option: str, path: Path | None, source: Path) -> None:
     """Before anything is read: an output that would fail in the end, or overwrite the data."""
-    if path is not None and path.is_dir():
+    if path is None:
+        return
+    if path.is_dir():
         raise UsageError(f"{option} {path} is a folder: give a file")
-    if path is not None and path.exists() and source.exists() and path.samefile(source):
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{option} {path} is no regular file: give another one")
+    existing = next(folder for folder in path.absolute().parents if folder.exists())
+    if not os.access(existing, os.W_OK):
+        raise UsageError(f"{option} {path} can't be written: no permission in {existing}")
+    if path.exists() and source.exists() and path.samefile(source):
         raise UsageError(f"{option} {path} is the file to check: give another one")
 
 

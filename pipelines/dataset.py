@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ _SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("task", "split", "example_id", "group", "customer")),
         ("line", pa.int64()),
+        ("record", pa.int64()),
         ("values", pa.string()),
         ("absent", pa.list_(pa.string())),
     ]
@@ -55,17 +57,21 @@ class DatasetRow:
     values: dict[str, Any]
     absent: tuple[str, ...]
     customer: str | None = None
+    record: int | None = None  # its place in the upload, counted from 0
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A stored dataset."""
+    """A stored dataset. Its rows are read when they are asked for."""
 
     id: str
     folder: Path
     report: ValidationReport
     source: Provenance
-    examples: tuple[DatasetRow, ...]
+
+    @cached_property
+    def examples(self) -> tuple[DatasetRow, ...]:
+        return tuple(read_rows(self.folder))
 
     def side(self, split: Side) -> list[DatasetRow]:
         return [example for example in self.examples if example.split == split]
@@ -76,6 +82,12 @@ def store(validation: Validation, home: Path, source: Provenance | None = None) 
 
     Rows of customers who asked to be forgotten stay out. Raises InputError where no other row is left.
     """
+    with files.locked(home / "datasets"):
+        forgotten.sweep(home)
+        return _store(validation, home, source)
+
+
+def _store(validation: Validation, home: Path, source: Provenance | None) -> Dataset:
     identity = forgotten.current(validation.report.dataset_id, home)
     folder = home / "datasets" / identity
     if not (folder / "rows.parquet").exists():
@@ -154,14 +166,16 @@ def load(dataset_id: str, home: Path) -> Dataset:
         raise NotFoundError(
             f"no dataset {dataset_id!r}" + (f": there are {', '.join(known)}" if known else " (none yet)")
         )
-    return Dataset(dataset_id, folder, *load_report(dataset_id, home), tuple(read_rows(folder)))
+    return Dataset(dataset_id, folder, *load_report(dataset_id, home))
 
 
 def load_report(dataset_id: str, home: Path) -> tuple[ValidationReport, Provenance]:
     """What is known of a dataset that is there, without its rows."""
     folder = home / "datasets" / dataset_id
     report = ValidationReport.model_validate_json((folder / "report.json").read_text(encoding="utf-8"))
-    return report, Provenance.from_json((folder / "source.json").read_text(encoding="utf-8"))
+    noted = folder / "source.json"  # datasets of earlier versions have none
+    known = noted.is_file()
+    return report, Provenance.from_json(noted.read_text(encoding="utf-8")) if known else Provenance.of(report)
 
 
 def read_rows(folder: Path) -> Iterator[DatasetRow]:
@@ -173,7 +187,8 @@ def read_rows(folder: Path) -> Iterator[DatasetRow]:
 
 def identities(home: Path) -> list[str]:
     """The ids of the datasets in the data folder."""
-    return sorted(path.parent.name for path in (home / "datasets").glob("ds_*/rows.parquet"))
+    found = (path.parent for path in (home / "datasets").glob("ds_*/rows.parquet"))
+    return sorted(folder.name for folder in found if not (folder / forgotten.REPLACED).exists())
 
 
 def count_labels(rows: Iterable[Row] | Iterable[DatasetRow]) -> dict[str, dict[str, int]]:
@@ -188,15 +203,15 @@ def count_labels(rows: Iterable[Row] | Iterable[DatasetRow]) -> dict[str, dict[s
 
 def _without(validation: Validation, kept: Iterable[Row], left_out: frozenset[str]) -> ValidationReport:
     """The report as if the customers `left_out` had not been in the file."""
-    lines = {row.line for row in kept}
-    if not lines:
+    records = {row.record for row in kept}
+    if not records:
         raise InputError("nothing to store: all usable rows are of customers who asked to be forgotten")
-    valid = {row.line for row in validation.rows} - lines
-    theirs = (row for row in validation.quarantined if forgotten.pseudonym(row.values.get("customer_id")) in left_out)
-    quarantined = {row.line for row in theirs}
-    return validation.report.without(
-        valid | quarantined, valid=len(valid), quarantined=len(quarantined), labels=count_labels(kept)
-    )
+    valid = {row.record for row in validation.rows} - records
+    quarantined: dict[int, list[str]] = {}
+    for row in validation.quarantined:
+        if forgotten.pseudonym(row.values.get("customer_id")) in left_out:
+            quarantined[row.record] = [reason.rule for reason in row.reasons]
+    return validation.report.without(valid, quarantined, labels=count_labels(kept))
 
 
 def _leakage(parted: Split) -> Leakage:
@@ -218,7 +233,7 @@ def _examples(rows: Iterable[Row], parted: Split) -> Iterator[DatasetRow]:
     for row, group, side in zip(rows, parted.groups, parted.sides, strict=True):
         identity = pii.redact(row.example_id)[0] if row.example_id else f"line-{row.line}"
         customer = forgotten.pseudonym(row.customer_id)
-        yield DatasetRow(row.task, side, identity, group, row.line, row.values, row.absent, customer)
+        yield DatasetRow(row.task, side, identity, group, row.line, row.values, row.absent, customer, row.record)
 
 
 def _parts(examples: Iterable[DatasetRow]) -> Iterator[list[DatasetRow]]:

@@ -19,6 +19,7 @@ from neuroweaver.tasks import task_named
 from pipelines import dataset
 from pipelines.dataset import Dataset, DatasetRow
 from pipelines.encoding import encode
+from pipelines.terminal import harmless
 
 _SIDES = ("train", "validation", "held_out")
 _PROMPT, _LEARNT, _IGNORED = "dim", "bold green", "yellow"
@@ -149,4 +150,4 @@ def lines(view: View) -> Iterator[str | Text]:
             f"\n{row.example_id}  {row.task}, {row.split}, line {row.line}; {total} tokens, {sample.learnt} in the loss"
         )
         styles = {"prompt": _PROMPT, "learnt": _LEARNT, "ignored": _IGNORED}
-        yield Text.assemble(*((piece.text, styles[piece.role]) for piece in sample.pieces))
+        yield Text.assemble(*((harmless(piece.text), styles[piece.role]) for piece in sample.pieces))

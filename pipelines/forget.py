@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -55,7 +56,9 @@ def concerned(customer_id: str, home: Path) -> dict[str, int]:
     found = {}
     for identity in dataset.identities(home):
         folder = home / "datasets" / identity
-        customers = pq.read_table(folder / "rows.parquet", columns=["customer"])["customer"]
+        with pq.ParquetFile(folder / "rows.parquet") as stored:  # earlier versions noted no customers
+            is_noted = "customer" in stored.schema_arrow.names
+            customers = stored.read(["customer"])["customer"] if is_noted else pa.array([], pa.string())
         count = int(pc.sum(pc.equal(customers, wanted)).as_py() or 0)
         count += sum(entry["customer"] == wanted for _, entry in _quarantine(folder))
         if count:
@@ -68,6 +71,12 @@ def forget(customer_id: str, home: Path, registry: Registry) -> Forgotten:
 
     The registry is asked first: while it does not answer nothing is rebuilt, since nobody could name the models.
     """
+    with files.locked(home / "datasets"):
+        forgotten.sweep(home)
+        return _forget(customer_id, home, registry)
+
+
+def _forget(customer_id: str, home: Path, registry: Registry) -> Forgotten:
     found = concerned(customer_id, home)
     ids = frozenset(older for identity in found for older in forgotten.lineage(identity, home))
     models, reports = registry.trained_on(ids), registry.forget_reports(ids)
@@ -81,23 +90,23 @@ def _rebuild(identity: str, wanted: str, home: Path) -> str | None:
     old = dataset.load(identity, home)
     kept = [row for row in old.examples if row.customer != wanted]
     entries = list(_quarantine(old.folder))
-    theirs = {entry["line"] for _, entry in entries if entry["customer"] == wanted}
+    theirs = {
+        int(entry["record"]): [reason["rule"] for reason in entry["reasons"]]
+        for _, entry in entries
+        if entry["customer"] == wanted
+    }
     new = "ds_" + hashlib.sha256(json.dumps([identity, sorted(forgotten.customers(home))]).encode()).hexdigest()[:16]
     if kept:
-        gone = {row.line for row in old.examples} - {row.line for row in kept}
-        report = old.report.without(
-            gone | theirs, valid=len(gone), quarantined=len(theirs), labels=dataset.count_labels(kept)
-        ).model_copy(update={"dataset_id": new})
+        gone = [row.record for row in old.examples if row.customer == wanted and row.record is not None]
+        report = old.report.without(gone, theirs, dataset.count_labels(kept)).model_copy(update={"dataset_id": new})
         source = old.source.model_copy(update={"rebuilt_from": identity})
         with files.new_folder(home / "datasets" / new) as folder:
             lines = (line for line, entry in entries if entry["customer"] != wanted)
             (folder / "quarantine.jsonl").write_text("".join(lines), encoding="utf-8")
             dataset.write(folder, report, source, kept)
         forgotten.replace(home, identity, new)
-    for path in old.folder.iterdir():
-        if path.name != forgotten.REPLACED:
-            path.unlink()
-    if not kept:
+        forgotten.sweep(home)
+    else:
         shutil.rmtree(old.folder)
     return new if kept else None
 
@@ -106,4 +115,6 @@ def _quarantine(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The lines of a dataset's quarantine file, and what they hold."""
     with (folder / "quarantine.jsonl").open(encoding="utf-8") as file:
         for line in file:
-            yield line, json.loads(line)
+            entry = json.loads(line)
+            entry.setdefault("customer", forgotten.pseudonym(entry["values"].get("customer_id")))
+            yield line, entry

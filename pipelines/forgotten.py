@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def customers(home: Path) -> frozenset[str]:
 def remember(home: Path, pseudonyms: Iterable[str]) -> None:
     known = sorted(customers(home) | set(pseudonyms))
     files.write_text(home / "datasets" / _CUSTOMERS, json.dumps(known))
+
+
+def sweep(home: Path) -> None:
+    """Ends what an interrupted process has left: folders that were replaced, or never became a dataset."""
+    datasets = home / "datasets"
+    for note in datasets.glob(f"ds_*/{REPLACED}"):
+        for path in note.parent.iterdir():
+            if path != note:
+                path.unlink()
+    for unfinished in datasets.glob(".ds_*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def replace(home: Path, old: str, new: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -14,7 +15,7 @@ from neuroweaver import adapter, base_model, errors, files
 from neuroweaver.generation import BASE
 from neuroweaver.report import ValidationReport
 from neuroweaver.settings import Settings
-from neuroweaver.tasks import task_named
+from neuroweaver.tasks import task_named, tasks_of
 from pipelines import dataset, model_card, promote, tokens, validate
 from pipelines import job as jobs
 from pipelines.config import DataSource, FinetuneConfig, flat
@@ -139,7 +140,7 @@ def prepare(
     report = checked.report.judged(settings.max_quarantined)
     reporter.validated(source.path, report)
     if not report.valid:
-        raise errors.InputError(refusal(source.path, report))
+        raise errors.InputError(refusal(source.path, report, task, source.mapping))
     origin = Provenance.of(
         report,
         file=source.path.name,
@@ -150,17 +151,17 @@ def prepare(
     return dataset.store(replace(checked, report=report), settings.home, origin)
 
 
-def refusal(path: Path, report: ValidationReport) -> str:
+def refusal(path: Path, report: ValidationReport, task: str | None = None, mapping: str | None = None) -> str:
     """Why a file is not trained on, in one line."""
     counts = ", ".join(f"{rule} {count}" for rule, count in report.by_rule.items())
     first = report.errors[0] if report.errors else None
     where = f"; first: line {first.line}, {first.column or 'file'}: {first.message}" if first else ""
     rows = report.rows
     quarantined = "unreadable" if rows.total is None else f"{rows.quarantined} of {rows.total} rows quarantined"
-    return (
-        f"{path} is refused: {quarantined} ({counts}){where}. "
-        f"`neuroweaver validate {path} --model-type {report.model_type}` lists everything"
-    )
+    call = ["neuroweaver", "validate", str(path), "--model-type", report.model_type]
+    call += ["--task", task] if task and len(tasks_of(report.model_type)) > 1 else []
+    call += ["--mapping", mapping] if mapping else []
+    return f"{path} is refused: {quarantined} ({counts}){where}. `{shlex.join(call)}` lists everything"
 
 
 def held_out_rows(datasets: Sequence[Dataset], config: FinetuneConfig) -> list[DatasetRow]:

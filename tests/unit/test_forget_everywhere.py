@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +120,53 @@ def test_forget_rebuilds_nothing_while_nobody_can_name_the_models(tmp_path: Path
 
     assert forget.concerned("C-3", tmp_path) == {stored.id: 1}
     assert forgotten.customers(tmp_path) == frozenset()
+
+
+@pytest.mark.parametrize("left", ["report.json", "rows.parquet"])
+def test_forget_that_was_interrupted_is_ended_by_the_next(tmp_path: Path, left: str) -> None:
+    stored = upload(tmp_path, others())
+    kept = {path.name: path.read_bytes() for path in stored.folder.iterdir()}
+    (new, _), *_ = forget.forget("C-3", tmp_path, Registry()).datasets.values()
+    for name in set(kept) - {left}:  # as a process that was killed while it deleted would leave them
+        (stored.folder / name).write_bytes(kept[name])
+    (tmp_path / "datasets" / ".ds_0123456789abcdef.half").mkdir()
+    assert dataset.identities(tmp_path) == [new]
+    forget.forget("C-99", tmp_path, Registry())
+
+    assert [path.name for path in stored.folder.iterdir()] == ["replaced.json"]
+    assert stored_files_with(tmp_path, said(3)) == []
+    assert not list((tmp_path / "datasets").glob(".ds_*"))
+
+
+def test_forget_counts_rows_where_several_stand_on_one_line(tmp_path: Path) -> None:
+    rows = [*others(), row("C-3", said(97), "weather"), row("C-3", said(98), "snow")]
+    names = ("customer_id", "question", "topic", "answer", "escalate_to")
+    path = tmp_path / "questions.json"
+    path.write_text(json.dumps([dict(zip(names, cells, strict=True)) for cells in rows]), encoding="utf-8")
+    checked = validate_file(path, model_type="finance-assistant", data_format="json")
+    dataset.store(checked, tmp_path)
+    forget.forget("C-3", tmp_path, Registry())
+
+    (identity,) = dataset.identities(tmp_path)
+    rebuilt = dataset.load(identity, tmp_path)
+    counts = rebuilt.report.rows
+    assert (counts.total, counts.valid, counts.quarantined, len(rebuilt.examples)) == (39, 39, 0, 39)
+    assert (rebuilt.report.errors, rebuilt.report.by_rule) == ((), {})
+
+
+def test_forget_in_two_processes_at_once_forgets_both(tmp_path: Path) -> None:
+    upload(tmp_path, others())
+    call = "import sys; from pathlib import Path; from pipelines import forget; from tests_registry import R; "
+    (tmp_path / "tests_registry.py").write_text(
+        "class R:\n    def trained_on(self, ids): return []\n    def forget_reports(self, ids): return []\n"
+    )
+    call += f"forget.forget(sys.argv[1], Path({str(tmp_path)!r}), R())"
+    paths = os.pathsep.join((str(Path(forget.__file__).parents[1]), str(tmp_path)))
+    environment = {**os.environ, "PYTHONPATH": paths}
+    customers = [f"C-{number}" for number in range(3, 7)]
+    running = [subprocess.Popen([sys.executable, "-c", call, name], env=environment) for name in customers]
+
+    assert [process.wait(60) for process in running] == [0, 0, 0, 0]
+    assert forgotten.customers(tmp_path) == {str(forgotten.pseudonym(name)) for name in customers}
+    (identity,) = dataset.identities(tmp_path)
+    assert len(dataset.load(identity, tmp_path).examples) == 36
