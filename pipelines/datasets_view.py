@@ -111,7 +111,9 @@ def look(dataset_id: str, settings: Settings, *, sample: int, side: str | None, 
     stored = dataset.load(dataset_id, settings.home)
     rows = [row for row in stored.examples if side in (None, row.split)]
     chosen = random.Random(seed).sample(rows, min(sample, len(rows)))
-    tokenizer = base_model.load_counter(base_model.locate(settings.base_model, settings.home)) if chosen else None
+    tokenizer = (
+        base_model.load_counter(base_model.locate(settings.base_model, settings.home, verify=False)) if chosen else None
+    )
     empty = sum(set(row.absent) == {column.name for column in task_named(row.task).labels} for row in stored.examples)
     sides: Counter[str] = Counter(row.split for row in stored.examples)
     shown = tuple(SampleRow(row, tuple(_pieces(tokenizer, row))) for row in chosen)
