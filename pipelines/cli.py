@@ -16,7 +16,7 @@ from neuroweaver import __version__, settings
 from neuroweaver.adapter import parse_ref
 from neuroweaver.errors import EXIT_FAILED, EXIT_WRONG_CALL, NeuroWeaverError, UsageError
 from pipelines import cli_data
-from pipelines.terminal import Json, MappingName, TaskName, err, out
+from pipelines.terminal import Json, MappingName, TaskName, err, harmless, out
 
 app = typer.Typer(
     name="neuroweaver",
@@ -241,7 +241,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    err.print(f"neuroweaver: {message}", markup=False)
+    err.print(f"neuroweaver: {harmless(message)}", markup=False)
     sys.exit(code)
 
 

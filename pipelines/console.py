@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from neuroweaver.report import ValidationReport
 from neuroweaver.settings import Settings, masked_url
 from neuroweaver.tasks import TASKS
+from pipelines.terminal import harmless
 
 if TYPE_CHECKING:  # it brings PyTorch along, which a validation can do without
     from pipelines.train import Outcome
@@ -143,10 +144,10 @@ def byte_bar(console: Console, path: Path) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal while a large file is read, nothing elsewhere. The function takes bytes just read."""
     size = path.stat().st_size if path.is_file() else 0
     with Progress(
-        "reading {task.description}", BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console,
+        TextColumn("reading {task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console,
         transient=True, disable=not console.is_terminal or size < _LARGE_FILE,
     ) as bar:  # fmt: skip
-        task = bar.add_task(path.name, total=size)
+        task = bar.add_task(harmless(path.name), total=size)
         yield lambda count: bar.update(task, advance=count)
 
 

@@ -152,4 +152,4 @@ def lines(view: View) -> Iterator[str | Text]:
             f"\n{row.example_id}  {row.task}, {row.split}, line {row.line}; {total} tokens, {sample.learnt} in the loss"
         )
         styles = {"prompt": _PROMPT, "learnt": _LEARNT, "ignored": _IGNORED}
-        yield Text.assemble(*((harmless(piece.text), styles[piece.role]) for piece in sample.pieces))
+        yield Text.assemble(*((harmless(piece.text, lines=True), styles[piece.role]) for piece in sample.pieces))

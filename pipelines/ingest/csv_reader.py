@@ -80,15 +80,19 @@ def read_csv(text: Text, known: Collection[str], advance: Advance | None = None)
         blank += skipped + 1
     if not first:
         raise FileProblemError(CellProblem("empty", "the file is empty", line=1))
+    if len(first) > MAX_FIELD:
+        message = f"the first line has more than {MAX_FIELD:,} characters: is it a CSV file?"
+        raise FileProblemError(CellProblem("malformed", message, line=blank + 1))
     delimiter = stated[1] if stated else _delimiter_of(first, known)
     reader = _reader(chain([first], lines), delimiter)
     try:
         header = next(reader)
     except csv.Error as error:
         raise FileProblemError(_unreadable(error, blank + 1, "the header can't be read")) from None
-    columns = tuple(cell.strip() for cell in header)
-    while columns and not columns[-1]:
-        columns = columns[:-1]
+    names = [cell.strip() for cell in header]
+    while names and not names[-1]:
+        names.pop()
+    columns = tuple(names)
     twice = [name for name in dict.fromkeys(columns) if name in known and columns.count(name) > 1]
     if twice:
         message = f"the column {twice[0]} stands twice in the header"

@@ -193,7 +193,7 @@ def test_all_three_were_compared_on_the_same_held_out_rows(trained: Trained) -> 
     assert len({each["dataset_hash"] for each in tags}) == 1
     assert trained.first.base == trained.second.base == trained.rejected.base
     assert trained.first.held_out_rows == 4
-    assert len(list((trained.place.settings.home / "datasets").iterdir())) == 1
+    assert len(list((trained.place.settings.home / "datasets").glob("ds_*"))) == 1
 
 
 def test_the_terminal_says_what_happened(trained: Trained) -> None:
