@@ -144,8 +144,8 @@ def byte_bar(console: Console, path: Path) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal while a large file is read, nothing elsewhere. The function takes bytes just read."""
     size = path.stat().st_size if path.is_file() else 0
     with Progress(
-        TextColumn("reading {task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn(), console=console,
-        transient=True, disable=not console.is_terminal or size < _LARGE_FILE,
+        TextColumn("reading {task.description}", markup=False), BarColumn(), DownloadColumn(), TimeRemainingColumn(),
+        console=console, transient=True, disable=not console.is_terminal or size < _LARGE_FILE,
     ) as bar:  # fmt: skip
         task = bar.add_task(harmless(path.name), total=size)
         yield lambda count: bar.update(task, advance=count)
