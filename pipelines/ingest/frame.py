@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from neuroweaver.report import Rule
 from pipelines.ingest.lines import count_ends
+from pipelines.ingest.sniff import Text
 
 ROWS = 8192  # per frame: enough to work column by column, little enough to hold several
 FRAME_CHARACTERS = 2**22  # a frame of long rows ends earlier
@@ -156,15 +157,7 @@ def frames(records: Iterable[Record], known: Collection[str] | None = None) -> I
         yield frame_of(batch, known)
 
 
-class _Text(Protocol):
-    """A file whose last sign may be incomplete."""
-
-    @property
-    def is_cut(self) -> bool: ...
-    def pieces(self) -> Iterator[str]: ...
-
-
-def whole(parts: Iterable[Part], text: _Text) -> Iterator[Part]:
+def whole(parts: Iterable[Part], text: Text) -> Iterator[Part]:
     """Raises FileProblemError after the last part where the file ends within a character."""
     yield from parts
     if text.is_cut:
