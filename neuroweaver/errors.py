@@ -22,6 +22,10 @@ class ConfigError(UsageError):
     """A configuration file or an override is wrong; every problem of it is in the message."""
 
 
+class ConflictError(UsageError):
+    """The call does not fit the state that something is in, or another process was first; nothing was changed."""
+
+
 class InputError(NeuroWeaverError, ValueError):
     """A file that was given can't be used."""
 
@@ -36,6 +40,14 @@ class IntegrityError(NeuroWeaverError):
 
 class TrainingError(NeuroWeaverError, RuntimeError):
     """A fine-tune ended without a usable adapter."""
+
+
+class CancelledError(NeuroWeaverError):
+    """Somebody asked for the work to end before it was done."""
+
+
+class TrackingError(NeuroWeaverError):
+    """The tracking server has been away for too long."""
 
 
 class StorageError(NeuroWeaverError, OSError):
