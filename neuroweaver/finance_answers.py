@@ -18,11 +18,25 @@ from neuroweaver.contracts import ComplianceFlag, NextAction
 from neuroweaver.readings import Reading, action, invents_price
 
 _DECISION = re.compile(
-    r"\b(?:you|you've|you're|application|loan|credit|request)\b[^.?!]{0,40}?\b(?:are|is|was|were|been|'re|'ve)?\s*"
-    r"(?<!not )(?<!get )(?<!be )(?:pre-?)?(?:approved|denied|declined|rejected)\b"
-    r"|\bwe (?:can |will |have |hereby )?(?:approved?|den(?:y|ied)|declined?|reject(?:ed)?) (?:you|your)\b"
-    r"|\b(?:you|you'll) (?:will |would |do |don't |do not )?qualif(?:y|ied) for\b",
+    # You are (have been, will be) approved; your application was declined. What may or might be is no decision.
+    r"\b(?:you|application|loan|credit|request|financing)\b(?:'(?:re|ve|ll))?[^,;:.?!]{0,40}?"
+    r"(?:\b(?:are|is|was|were|been|be|got|get)|'re|'ve been)\s(?:\w+ly )?"
+    r"(?:(?:pre-?)?approved|denied|declined|rejected|turned down|refused)\b"
+    # We approve you; we can't offer you credit.
+    r"|\bwe(?:'ve|'ll|'re| have| will| can| hereby)* "
+    r"(?:approved?|den(?:y|ied)|declined?|reject(?:ed)?|turned down) (?:you|your)\b"
+    r"|\bwe(?:'re| are)? ?(?:can't|cannot|can not|won't|will not|unable to|not able to) "
+    r"(?:offer|give|extend|approve|finance|lend)\b[^.?!]{0,20}\b(?:you|your|credit|loan|financing)\b"
+    # You (don't) qualify for this loan.
+    r"|\byou(?:'ll| will| would| do| don't| do not| won't| wouldn't)* qualif(?:y|ied)(?: for\b|\s*[.!])"
+    # Reasons.
+    r"|\byour (?:credit|credit score|score|income|debt|debt-to-income ratio|history|down payment) (?:is|was) "
+    r"(?:too|not (?:high|good|long|large|strong)|insufficient|below)\b",
     re.IGNORECASE,
+)
+# Not about this customer's credit as it stands: a condition, a question, what others or the law do.
+_CONDITION = re.compile(
+    r"\b(?:if|once|when|why|whether|unless|until|before|may|might|could|can be|should you)\b", re.IGNORECASE
 )
 _DENIAL = re.compile(r"\b(?:den(?:ied|ial|y)|declin(?:ed|e)|turned (?:me |us )?down|reject(?:ed|ion))\b", re.IGNORECASE)
 _TRIGGER_TERM = re.compile(
@@ -47,7 +61,12 @@ _ESCALATION: Mapping[str, NextAction] = {
 
 def decides_credit(text: str) -> bool:
     """Whether `text` tells somebody that credit is given or refused."""
-    return _DECISION.search(text) is not None
+    for sentence in re.split(r"(?<=[.?!])\s+", text):
+        if found := _DECISION.search(sentence):
+            before = sentence[: found.end()]
+            if not _CONDITION.search(before):
+                return True
+    return False
 
 
 def asks_about_denial(question: str) -> bool:

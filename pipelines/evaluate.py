@@ -1,20 +1,27 @@
-"""Evaluation: how often a model's answers state what the labels state, field by field.
+"""Evaluation: how often a model's answers state what the labels state, field by field, and how sure that is.
 
-Fields with one right value (labels, numbers, names) are scored by equality; free text has many right
-wordings and is scored by the overlap of words (F1) alone, outside `field_accuracy` and `exact_match`.
+Answers are scored as users get them (`released.py`). Fields with one right value count in `field_accuracy` and
+`exact_match`; free text counts by the overlap of words in `text_f1` alone.
 """
 
 from __future__ import annotations
 
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuroweaver import answers, prompts
+import numpy as np
+
+from neuroweaver import prompts
+from neuroweaver.answers import parse
+from neuroweaver.calibration import Calibration
+from neuroweaver.errors import UsageError
 from neuroweaver.generation import BASE, Generator, Prompt
-from neuroweaver.tasks import Column, Task, task_named
+from neuroweaver.tasks import task_named
+from pipelines import calibrate, marks, released, slices
+from pipelines.intervals import Statistic, difference, figure, intervals, ratio
+from pipelines.marks import Marks
+from pipelines.released import Answer
 
 
 @dataclass(frozen=True)
@@ -24,15 +31,6 @@ class Question:
     task: str
     values: dict[str, Any]
     absent: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A model's answer as label columns (None: no valid JSON), and its confidence 0..1."""
-
-    text: str
-    labels: dict[str, Any] | None
-    confidence: float
 
 
 def answer(
@@ -48,110 +46,190 @@ def answer(
         chunk = order[start : start + batch_size]
         generated = generator.generate([encoded[i] for i in chunk])
         yield {
-            index: Answer(found.text, answers.parse(encoded[index].task, found.text), found.confidence)
+            index: Answer(found.text, parse(encoded[index].task, found.text), found.confidence)
             for index, found in zip(chunk, generated, strict=True)
         }
 
 
-def score(questions: Sequence[Question], given: Sequence[Answer]) -> dict[str, Any]:
-    """`{n, exact_match, field_accuracy, fields, valid_json, text_f1, confidence, tasks}`; rates are 0..1.
+def score(
+    questions: Sequence[Question],
+    given: Sequence[Answer],
+    *,
+    calibration: Calibration | None = None,
+    catalogue: Collection[str] = (),
+) -> dict[str, Any]:
+    """The figures of a model's answers, `given` as it wrote them; rates are 0..1, None where nothing is counted.
 
-    `field_accuracy` is the share of all scored cells that are right; `exact_match` the share of rows whose
-    scored cells all are. Both leave free text out and are None where nothing else is asked.
+    - `n`; `field_accuracy`, the share of scored cells that are right; `exact_match`, of rows whose scored cells all
+      are; `macro_f1`, the mean F1 of the fields; all three without free text; `text_f1`, the mean over rows of the
+      shared words of their free texts; `valid_json`.
+    - `intervals`: 95 % of each of these, as `[low, high]` (`intervals.py` says how).
+    - `fields`: `{name: {accuracy, f1, n, interval}}`, the interval of what counts: the accuracy, of free text the F1.
+    - `tasks`, `slices`: the same figures of the rows of a task, or of a kind (`slices.py`).
+    - `confidence`: the mean, as the model states it, and its `raw_calibration_error`. `calibration_error`: of the
+      confidence after `calibration`, or, without one, after maps fitted to these rows, each judging the rest.
+    - `invented_part_numbers`, `credit_decisions`: how many of the answers that users get hold one; `raw_…`: how many
+      the model wrote. `catalogue` holds part numbers that it may name.
+    - `rows`: `{right, cells, exact, valid, text_f1, confidence}` in order; `exact` and `text_f1` are None where
+      nothing of the kind is asked, `confidence` is the model's own.
     """
-    by_task: dict[str, list[tuple[Question, Answer]]] = defaultdict(list)
-    for question, found in zip(questions, given, strict=True):
-        by_task[question.task].append((question, found))
-    tasks = {name: _score_task(task_named(name), pairs) for name, pairs in sorted(by_task.items())}
-    parts = list(tasks.values())
+    shown = [released.release(q.task, q.values, a, catalogue) for q, a in zip(questions, given, strict=True)]
+    found = _marks(questions, shown)
+    rows = _rows(found, given)
     return {
-        "n": len(questions),
-        "exact_match": _mean([p["exact_match"] for p in parts], [p["n"] for p in parts]),
-        "field_accuracy": _mean([p["field_accuracy"] for p in parts], [p["cells"] for p in parts]),
-        "fields": {name: field for part in parts for name, field in part["fields"].items()},
-        "valid_json": _mean([p["valid_json"] for p in parts], [p["n"] for p in parts]),
-        "text_f1": _mean([p["text_f1"] for p in parts], [p["n"] for p in parts]),
-        "confidence": _mean([a.confidence for a in given], [1] * len(given)),
-        "tasks": tasks,
+        "n": len(rows),
+        **_figures(found),
+        "fields": _fields(found),
+        **_confidence(rows, calibration),
+        **_counts(questions, given, "raw_", catalogue),
+        **_counts(questions, shown, "", catalogue),
+        "slices": _slices(questions, found),
+        "tasks": _tasks(questions, shown),
+        "rows": rows,
     }
 
 
-def _score_task(task: Task, pairs: Sequence[tuple[Question, Answer]]) -> dict[str, Any]:
-    fields: dict[str, dict[str, Any]] = {}
-    right_cells, cells = 0, 0
-    exact: list[bool | None] = [None] * len(pairs)
-    for column in task.labels:
-        asked = [(i, q.values.get(column.name), a) for i, (q, a) in enumerate(pairs) if column.name not in q.absent]
-        if not asked:
-            continue
-        wanted = [_normal(column, value) for _, value, _ in asked]
-        found = [_normal(column, a.labels[column.name]) if a.labels else None for _, _, a in asked]
-        right = [w == f and a.labels is not None for w, f, (_, _, a) in zip(wanted, found, asked, strict=True)]
-        fields[column.name] = {
-            "accuracy": sum(right) / len(right),
-            "f1": text_f1(wanted, found) if column.is_free_text else macro_f1(column, wanted, found),
-            "n": len(right),
+def paired_difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """`{name: {difference, interval}}`: how much better `one` did than `other` on the same rows, and 95 % of it.
+
+    Both are results of `score`. The interval is of the difference itself, both models in the same draws of rows;
+    where it lies above 0, `one` is better than chance explains. Raises UsageError where the rows are not the same.
+    """
+    cells = [[row["cells"] for row in result["rows"]] for result in (one, other)]
+    if cells[0] != cells[1]:
+        raise UsageError(
+            f"only results on the same rows can be compared pair by pair, got {len(cells[0])} and {len(cells[1])} rows"
+            + ("" if len(cells[0]) != len(cells[1]) else " with other labels")
+        )
+    mine, theirs = _of_rows(one["rows"]), _of_rows(other["rows"])
+    differences = {name: difference(mine[name], theirs[name]) for name in mine}
+    found = intervals(differences, len(cells[0]))
+    return {
+        name: {"difference": figure(each, len(cells[0])), "interval": found[name]}
+        for name, each in differences.items()
+        if found[name] is not None
+    }
+
+
+def flat(scores: Mapping[str, Any]) -> dict[str, float]:
+    """The figures as metrics of a run, without those of single fields.
+
+    `field_accuracy`, `field_accuracy.low`, `.high`; `slices.short.field_accuracy`; `latency.p50_ms`.
+    """
+    metrics = {name: float(value) for name, value in scores.items() if isinstance(value, (int, float))}
+    for name, ends in scores["intervals"].items():
+        if ends is not None:
+            metrics |= {f"{name}.low": ends[0], f"{name}.high": ends[1]}
+    for name, of_slice in scores["slices"].items():
+        for measure in ("n", "field_accuracy", "exact_match"):
+            if of_slice[measure] is not None:
+                metrics[f"slices.{name}.{measure}"] = float(of_slice[measure])
+    for name, value in (scores.get("latency") or {}).items():
+        metrics[f"latency.{name}"] = float(value)
+    return metrics
+
+
+def _marks(questions: Sequence[Question], shown: Sequence[Answer]) -> Marks:
+    return marks.of(
+        [q.task for q in questions], [q.values for q in questions], [q.absent for q in questions],
+        [a.labels for a in shown],
+    )  # fmt: skip
+
+
+def _rows(found: Marks, given: Sequence[Answer]) -> list[dict[str, Any]]:
+    columns = zip(found.right_N, found.cells_N, found.valid_N, found.text_N, given, strict=True)
+    return [
+        {
+            "right": int(right),
+            "cells": int(cells),
+            "exact": bool(right == cells) if cells else None,
+            "valid": bool(valid),
+            "text_f1": None if np.isnan(text) else float(text),
+            "confidence": each.confidence,
         }
-        if not column.is_free_text:
-            right_cells, cells = right_cells + sum(right), cells + len(right)
-            for (i, _, _), ok in zip(asked, right, strict=True):
-                exact[i] = ok and exact[i] is not False
-    scored = [value for value in exact if value is not None]
-    texts = [fields[c.name]["f1"] for c in task.labels if c.is_free_text and c.name in fields]
+        for right, cells, valid, text, each in columns
+    ]
+
+
+def _figures(found: Marks) -> dict[str, Any]:
+    rows, statistics = len(found.valid_N), found.statistics
+    values = {name: figure(statistic, rows) for name, statistic in statistics.items()}
+    return {**values, "intervals": intervals(statistics, rows)}
+
+
+def _fields(found: Marks) -> dict[str, dict[str, Any]]:
+    rows = len(found.valid_N)
+    ends = intervals({name: each.headline for name, each in found.fields.items()}, rows)
     return {
-        "n": len(pairs),
-        "cells": cells,
-        "exact_match": sum(scored) / len(scored) if scored else None,
-        "field_accuracy": right_cells / cells if cells else None,
-        "valid_json": sum(a.labels is not None for _, a in pairs) / len(pairs),
-        "text_f1": sum(texts) / len(texts) if texts else None,
-        "fields": fields,
+        name: {
+            "accuracy": figure(each.accuracy, rows),
+            "f1": figure(each.f1, rows),
+            "n": int(each.asked_N.sum()),
+            "interval": ends[name],
+        }
+        for name, each in found.fields.items()
     }
 
 
-def _normal(column: Column, value: Any) -> Any:
-    """Letter case and blanks don't make a name another one; an answer speaks of whole dollars."""
-    if value is None or value == "":
-        return None
-    if isinstance(value, float):
-        return answers.answered(column, value)
-    if column.kind == "phrases":
-        return " ".join(map(str, value)).casefold()
-    if column.kind in ("name", "text"):
-        return " ".join(str(value).split()).casefold()
-    return value
+def _tasks(questions: Sequence[Question], shown: Sequence[Answer]) -> dict[str, dict[str, Any]]:
+    tasks = {}
+    for task in sorted({question.task for question in questions}):
+        pairs = [(q, a) for q, a in zip(questions, shown, strict=True) if q.task == task]
+        found = _marks([q for q, _ in pairs], [a for _, a in pairs])
+        cells = int(found.cells_N.sum())
+        tasks[task] = {"n": len(pairs), "cells": cells, **_figures(found), "fields": _fields(found)}
+    return tasks
 
 
-def macro_f1(column: Column, wanted: Sequence[Any], found: Sequence[Any]) -> float:
-    """Mean F1 over the label values that occur; for names and numbers the F1 of stating the right one.
-
-    An optional field's "not stated" is no hit for the latter: always answering null earns 0, unless nothing
-    was to be stated.
-    """
-    if column.kind != "label":
-        hits = sum(w == f and w is not None for w, f in zip(wanted, found, strict=True))
-        stated = sum(w is not None for w in wanted) + sum(f is not None for f in found)
-        return 2 * hits / stated if stated else 1.0
-    values = set(wanted) | {f for f in found if f is not None}
-    scores: list[float] = []
-    for value in values:
-        hits = sum(w == value == f for w, f in zip(wanted, found, strict=True))
-        scores.append(2 * hits / (sum(w == value for w in wanted) + sum(f == value for f in found)))
-    return sum(scores) / len(scores)
-
-
-def text_f1(wanted: Sequence[str | None], found: Sequence[str | None]) -> float:
-    """Mean over rows of the F1 of shared words (as SQuAD scores answers)."""
-
-    def row(a: str | None, b: str | None) -> float:
-        words_a, words_b = Counter(re.findall(r"\w+", a or "")), Counter(re.findall(r"\w+", b or ""))
-        shared = sum((words_a & words_b).values())
-        total = sum(words_a.values()) + sum(words_b.values())
-        return 2 * shared / total if total else 1.0
-
-    return sum(map(row, wanted, found)) / len(wanted)
+def _slices(questions: Sequence[Question], found: Marks) -> dict[str, dict[str, Any]]:
+    """The rows of a kind; the interval is that of the field accuracy."""
+    cut = {}
+    for name, member_N in slices.members(questions).items():
+        cells_N = found.cells_N * member_N
+        has_cells_N = cells_N > 0
+        accuracy = ratio(found.right_N * member_N, cells_N)
+        exact = ratio(has_cells_N & (found.right_N == found.cells_N), has_cells_N)
+        cut[name] = {
+            "n": int(member_N.sum()),
+            "field_accuracy": figure(accuracy, len(questions)),
+            "exact_match": figure(exact, len(questions)),
+            "interval": intervals({name: accuracy}, len(questions))[name],
+        }
+    return cut
 
 
-def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
-    pairs = [(v, w) for v, w in zip(values, weights, strict=True) if v is not None and w]
-    return sum(v * w for v, w in pairs) / sum(w for _, w in pairs) if pairs else None
+def _confidence(rows: Sequence[Mapping[str, Any]], calibration: Calibration | None) -> dict[str, float | None]:
+    own_N, share_N = calibrate.columns(rows)
+    if calibration is None:
+        calibrated_N = calibrate.cross_fitted(own_N, share_N)
+    else:
+        calibrated_N = np.array([calibration.apply(value) for value in own_N])
+    return {
+        "confidence": sum(row["confidence"] for row in rows) / len(rows) if rows else None,
+        "raw_calibration_error": calibrate.error(own_N, share_N),
+        "calibration_error": calibrate.error(calibrated_N, share_N),
+    }
+
+
+def _counts(
+    questions: Sequence[Question], answers: Sequence[Answer], prefix: str, catalogue: Collection[str]
+) -> dict[str, int]:
+    pairs = list(zip(questions, answers, strict=True))
+    return {
+        f"{prefix}invented_part_numbers": sum(
+            released.invents_part_number(q.values, a, catalogue) for q, a in pairs
+        ),
+        f"{prefix}credit_decisions": sum(released.decides_credit(a) for _, a in pairs),
+    }  # fmt: skip
+
+
+def _of_rows(rows: Sequence[Mapping[str, Any]]) -> dict[str, Statistic]:
+    """The figures that follow from `rows` as `score` gives them."""
+    cells_N = np.array([row["cells"] for row in rows], dtype=float)
+    has_text_N = np.array([row["text_f1"] is not None for row in rows], dtype=float)
+    return {
+        "field_accuracy": ratio([row["right"] for row in rows], cells_N),
+        "exact_match": ratio([bool(row["exact"]) for row in rows], cells_N > 0),
+        "text_f1": ratio([row["text_f1"] or 0 for row in rows], has_text_N),
+        "valid_json": ratio([row["valid"] for row in rows], np.ones(len(rows))),
+    }

@@ -8,14 +8,16 @@ from typing import Any
 
 from neuroweaver import answers, base_model, files
 from neuroweaver.adapter import ModelRef, read_manifest
+from neuroweaver.calibration import Calibration
 from neuroweaver.errors import InputError, UsageError
 from neuroweaver.generation import BASE
 from neuroweaver.settings import Settings
 from neuroweaver.tasks import task_named, tasks_of
 from pipelines import validate
-from pipelines.evaluate import Answer, Question, score
+from pipelines.evaluate import Question, score
 from pipelines.infer import task_of_file
 from pipelines.ingest import registry
+from pipelines.released import Answer, release
 from pipelines.scoring import Advance, Scorer
 from pipelines.tracking import Tracker
 
@@ -31,19 +33,25 @@ def predict(
 ) -> int:
     """Write `{"id", "output", "confidence"}` per row of `path` to `output`, in order; returns the rows written.
 
-    A row that can't be read gets `output: null` and `error`, so that lines still match.
+    Outputs are those that users get (`released.py`), confidences calibrated. A row that can't be read, or whose answer
+    can't, gets `output: null` and `error`, so that lines still match.
     """
     checked = read(ref, path, task, require_labels=False)
     rows = sorted([*checked.rows, *checked.duplicates], key=lambda row: row.record)
-    given = _answer(ref, [Question(row.task, row.values) for row in rows], settings, advance)
+    given, calibration = _answer(ref, [Question(row.task, row.values) for row in rows], settings, advance)
     lines: dict[int, dict[str, Any]] = {}
     for row, found in zip(rows, given, strict=True):
         identity = row.example_id or str(row.record)
-        lines[row.record] = {"id": identity, "output": json.loads(found.text), "confidence": round(found.confidence, 6)}
+        if found.labels is None:
+            lines[row.record] = _unanswered(identity, f"the model's answer is no valid {row.task} answer")
+            continue
+        shown = release(row.task, row.values, found)
+        confidence = round(calibration.apply(found.confidence), 6)
+        lines[row.record] = {"id": identity, "output": json.loads(shown.text), "confidence": confidence}
     for bad in checked.quarantined:
         reasons = "; ".join(f"{reason.column or 'row'}: {reason.message}" for reason in bad.reasons)
         identity = str(bad.values.get("example_id") or bad.record)
-        lines[bad.record] = {"id": identity, "output": None, "confidence": 0.0, "error": reasons}
+        lines[bad.record] = _unanswered(identity, reasons)
     files.write_text(output, "".join(answers.dumps(lines[record]) + "\n" for record in sorted(lines)))
     return len(lines)
 
@@ -51,13 +59,18 @@ def predict(
 def evaluate(
     ref: ModelRef, path: Path, settings: Settings, *, task: str | None = None, advance: Advance | None = None
 ) -> dict[str, Any]:
-    """Scores of a model on all usable rows of `path`, and how many rows were not usable."""
+    """Scores of a model on all usable rows of `path`, and how many rows were not usable.
+
+    Its confidence is judged as its adapter's calibration maps it: these rows had no part in that.
+    """
     checked = read(ref, path, task, require_labels=True)
     rows = [*checked.rows, *checked.duplicates]
     if not rows:
         raise InputError(f"{path}: no row to evaluate on; `neuroweaver validate {path}` says why")
     questions = [Question(row.task, row.values, row.absent) for row in rows]
-    result = score(questions, _answer(ref, questions, settings, advance))
+    given, calibration = _answer(ref, questions, settings, advance)
+    result = score(questions, given, calibration=calibration)
+    del result["rows"]  # what pairs of models are compared by, and longer than all the rest
     return {"model": str(ref), **result, "skipped": len(checked.quarantined)}
 
 
@@ -85,14 +98,20 @@ def read(ref: ModelRef, path: Path, task: str | None, *, require_labels: bool) -
     return checked
 
 
-def _answer(ref: ModelRef, questions: list[Question], settings: Settings, advance: Advance | None) -> list[Answer]:
+def _unanswered(identity: str, reason: str) -> dict[str, Any]:
+    return {"id": identity, "output": None, "confidence": 0.0, "error": reason}
+
+
+def _answer(
+    ref: ModelRef, questions: list[Question], settings: Settings, advance: Advance | None
+) -> tuple[list[Answer], Calibration]:
+    """The model's own answers, and how their confidence is to be read."""
     if ref.is_base:
-        return Scorer(base_model.fetch(settings.base_model, settings.home), settings.home).answers(
-            BASE, questions, advance
-        )
-    version = Tracker(settings).resolve(ref)
-    base = base_model.fetch(read_manifest(version.folder).base_model, settings.home)
-    scorer = Scorer(base, settings.home)
-    name = str(version.ref)
-    scorer.add(name, version.folder)
-    return scorer.answers(name, questions, advance)
+        base, name = base_model.fetch(settings.base_model, settings.home), BASE
+        scorer = Scorer(base, settings.home)
+    else:
+        version = Tracker(settings).resolve(ref)
+        base, name = base_model.fetch(read_manifest(version.folder).base_model, settings.home), str(version.ref)
+        scorer = Scorer(base, settings.home)
+        scorer.add(name, version.folder)
+    return scorer.answers(name, questions, advance), scorer.calibration(name)

@@ -1,31 +1,40 @@
-"""Models brought to their questions: load base and adapters once, answer, score, and remember the scores."""
+"""Models brought to their questions: load base and adapters once, answer, score, time, and remember the scores."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuroweaver import adapter, answers, base_model, files, memory, prompts
+import numpy as np
+
+from neuroweaver import adapter, answers, base_model, calibration, files, memory, prompts
 from neuroweaver.base_model import BaseModel
+from neuroweaver.calibration import Calibration
 from neuroweaver.generation import BASE, Generator
 from neuroweaver.tasks import task_named
-from pipelines.evaluate import Answer, Question, answer, score
+from pipelines.evaluate import Question, answer, score
+from pipelines.released import Answer
 
-_VERSION = 1  # of how answers are made and scored: another one forgets all remembered scores
+_VERSION = 2  # of how answers are made and scored: another one forgets all remembered scores
 
 Advance = Callable[[int, int], None]  # rows just answered, rows in all
 
 
 class Scorer:
-    """A base model with the adapters that are to be compared on it."""
+    """A base model with the adapters that are to be compared on it.
 
-    def __init__(self, base: BaseModel, home: Path, batch_size: int = 48) -> None:
+    `latency_rows` are how many rows are answered once more, one at a time, to time them; 0 times none.
+    """
+
+    def __init__(self, base: BaseModel, home: Path, batch_size: int = 48, latency_rows: int = 5) -> None:
         self._base = base
         self._memory = home / "evaluations"
         self._batch_size = batch_size
+        self._latency_rows = latency_rows
         self._adapters: dict[str, Path] = {}
         self._loaded: tuple[Any, Any] | None = None
 
@@ -45,15 +54,41 @@ class Scorer:
                 advance(len(batch), len(questions))
         return [given[index] for index in range(len(questions))]
 
+    def calibration(self, name: str) -> Calibration:
+        """How the confidence of `name` is to be read. Raises IntegrityError where the file of it is damaged."""
+        return Calibration() if name == BASE else calibration.read(self._adapters[name])
+
     def score(self, name: str, questions: Sequence[Question], advance: Advance | None = None) -> dict[str, Any]:
-        """Scores as `evaluate.score` gives them; the same model on the same questions is not asked twice."""
+        """Scores as `evaluate.score` gives them; the same model on the same questions is not asked twice.
+
+        Beside them `rows_per_second`, answered in batches, and `latency` of single rows, `{p50_ms, p95_ms, n}`, or
+        None where no row is to be timed. Both are of the time when the model was asked.
+        """
         path = self._memory / f"{self._key(name, questions)}.json"
-        if path.is_file():
-            remembered: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return remembered
-        result = score(questions, self.answers(name, questions, advance))
-        files.write_text(path, json.dumps(result))
+        remembered = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        result: dict[str, Any] = dict(remembered or {})
+        if remembered is None:
+            self._load(name)
+            started = time.perf_counter()
+            given = self.answers(name, questions, advance)
+            result = score(questions, given)
+            result |= {"rows_per_second": len(given) / (time.perf_counter() - started), "latency": None}
+        if result["latency"] is None and self._latency_rows and questions:
+            result["latency"] = self._latency(name, questions)
+        if result != remembered:
+            files.write_text(path, json.dumps(result))
         return result
+
+    def _latency(self, name: str, questions: Sequence[Question]) -> dict[str, Any]:
+        """How long a row takes from its text to its answer, of rows spread over all questions."""
+        count = min(self._latency_rows, len(questions))
+        milliseconds = []
+        for index in np.linspace(0, len(questions) - 1, count).round().astype(int):
+            started = time.perf_counter()
+            self.answers(name, [questions[index]])
+            milliseconds.append(1000 * (time.perf_counter() - started))
+        middle, slow = np.percentile(milliseconds, [50, 95])
+        return {"p50_ms": float(middle), "p95_ms": float(slow), "n": count}
 
     def _key(self, name: str, questions: Sequence[Question]) -> str:
         model = [self._base.sha256]

@@ -13,8 +13,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from neuroweaver import adapter, base_model, prompts
+from neuroweaver import adapter, base_model, calibration, prompts
 from neuroweaver.base_model import BaseModel
+from neuroweaver.calibration import Calibration
 from neuroweaver.errors import NotFoundError, UsageError
 from neuroweaver.generation import Generated, Generator, Prompt
 from neuroweaver.tasks import task_named
@@ -71,6 +72,7 @@ class LocalEngine:
         self._changed = threading.Condition()  # guards the queue, the counts and `_closed`
         self._model_in_use = threading.Lock()  # adapters are not added while a batch runs
         self._adapters: tuple[str, ...] = ()
+        self._calibrations: dict[str, Calibration] = {}
         self._counts = _Counts()
         self._running = 0
         self._batch_seconds = 1.0
@@ -105,10 +107,12 @@ class LocalEngine:
                 raise UsageError(f"adapter {name!r} is loaded already")
             model = self._generator.model
             try:
+                calibrated = calibration.read(folder)
                 self._generator.model = adapter.attach(model, self._base, folder, name)
             except Exception:
                 self._remove_half_loaded(name)
                 raise
+            self._calibrations[name] = calibrated
             self._adapters += (name,)
 
     def _remove_half_loaded(self, name: str) -> None:
@@ -202,7 +206,8 @@ class LocalEngine:
         with self._changed:
             self._counts.answered += len(fitting)
         for waiting, answer in zip(fitting, generated, strict=True):
-            waiting.future.set_result(_translate(answer, started - waiting.arrived, monotonic() - started))
+            calibrated = self._calibrations.get(waiting.request.adapter, Calibration())
+            waiting.future.set_result(_translate(answer, calibrated, started - waiting.arrived, monotonic() - started))
 
     def _fail(self, batch: list[_Waiting], error: Exception) -> None:
         open_ones = [waiting for waiting in batch if not waiting.future.done()]
@@ -212,10 +217,12 @@ class LocalEngine:
             waiting.future.set_exception(error)
 
 
-def _translate(generated: Generated, queue_seconds: float, compute_seconds: float) -> EngineAnswer:
+def _translate(
+    generated: Generated, calibrated: Calibration, queue_seconds: float, compute_seconds: float
+) -> EngineAnswer:
     return EngineAnswer(
         text=generated.text,
-        confidence=generated.confidence,
+        confidence=calibrated.apply(generated.confidence),
         prompt_tokens=generated.prompt_tokens,
         answer_tokens=generated.chosen_tokens + generated.forced_tokens,
         queue_seconds=queue_seconds,

@@ -21,7 +21,7 @@ class EngineRequest:
 
 @dataclass(frozen=True)
 class EngineAnswer:
-    """The JSON text of an answer; `confidence` as in `neuroweaver.generation.Generated`."""
+    """The JSON text of an answer; `confidence` is 0..1, calibrated where the adapter brings a calibration."""
 
     text: str
     confidence: float

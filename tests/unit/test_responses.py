@@ -115,6 +115,8 @@ def test_finance_answer_never_makes_a_credit_decision() -> None:
 @pytest.mark.parametrize("text", [
     "You're pre-approved for this loan.", "Your application was denied.", "We can approve you today.",
     "You qualify for 3.9%.", "Your loan has been declined because of your score.", "We denied your request.",
+    "You will be approved.", "You do not qualify.", "You were turned down because of late payments.",
+    "We cannot offer you credit.", "Sorry. Your credit score is too low for this loan.", "We've approved you.",
 ])  # fmt: skip
 def test_credit_decisions_are_recognised(text: str) -> None:
     assert finance_answers.decides_credit(text)
@@ -123,6 +125,9 @@ def test_credit_decisions_are_recognised(text: str) -> None:
 @pytest.mark.parametrize("text", [
     "The lender decides on every application.", "APR is the yearly price of credit.",
     "A finance manager can explain how approval works.", "Once approved, the rate is fixed for the term.",
+    "If your application is declined, the lender must tell you why.", "You may be approved with a co-signer.",
+    "The lender decides whether you are approved.", "Ask the lender why your application was declined.",
+    "We cannot tell you the reason here; the lender sends a notice.",
 ])  # fmt: skip
 def test_general_information_is_no_credit_decision(text: str) -> None:
     assert not finance_answers.decides_credit(text)
