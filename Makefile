@@ -7,10 +7,10 @@ CONFIG ?= configs/finetune/sales.yaml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test serve mlflow check format bench clean
+.PHONY: help setup train train-all test serve mlflow check format bench clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv and fetch the base model (once)
 
@@ -24,6 +24,9 @@ $(STAMP): requirements.lock pyproject.toml
 
 train: setup ## validate, fine-tune, evaluate and register the sales model (CONFIG=... for another)
 	@$(BIN)/neuroweaver train $(CONFIG)
+
+train-all: setup ## the same for sales, service, parts and finance
+	@$(BIN)/neuroweaver train-all
 
 test: setup ## run all tests
 	@$(BIN)/python -m pytest

@@ -37,9 +37,14 @@ class State:
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
+def folder_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return folder / f"step-{step:06d}"
+
+
 def save(folder: Path, peft_model: Any, optimizer: torch.optim.Optimizer, state: State) -> Path:
     """Write the checkpoint of `state` and forget all but the newest ones."""
-    target = folder / f"step-{state.step:06d}"
+    target = folder_of(folder, state.step)
     tensors = {f"weight.{name}": value for name, value in get_peft_model_state_dict(peft_model).items()}
     tensors |= {f"best.{name}": value for name, value in state.best_weights.items()}
     for index, moments in optimizer.state_dict()["state"].items():

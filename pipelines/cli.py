@@ -15,7 +15,7 @@ from rich.console import Console
 from neuroweaver import __version__, settings
 from neuroweaver.adapter import parse_ref
 from neuroweaver.errors import EXIT_FAILED, EXIT_WRONG_CALL, NeuroWeaverError, UsageError
-from pipelines import cli_data
+from pipelines import cli_compare, cli_data, cli_export, cli_jobs, cli_models, cli_train_all
 from pipelines.terminal import Json, MappingName, TaskName, err, harmless, out
 
 app = typer.Typer(
@@ -27,10 +27,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(cli_data.validate)
+app.command()(cli_compare.compare)
+app.command()(cli_models.models)
+app.command()(cli_models.promote)
+app.command()(cli_export.export)
+app.command("train-all")(cli_train_all.train_all)
 app.add_typer(cli_data.datasets_app, name="datasets")
 app.add_typer(cli_data.crm_app, name="crm")
 app.add_typer(cli_data.import_app, name="import")
 app.add_typer(cli_data.bench_app, name="bench")
+app.add_typer(cli_jobs.jobs_app, name="jobs")
 
 DataFile = Annotated[Path, typer.Option("--data", help="A file in any of the formats that can be trained on.")]
 
@@ -83,6 +89,9 @@ def train(
     local: Annotated[
         bool, typer.Option("--local", help="Without Ray, in this process; the same weights for the same steps.")
     ] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when the data is validated; `neuroweaver jobs` tells the rest.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Validate, fine-tune on Ray, track in MLflow, evaluate, and promote if the gate passes."""
@@ -92,23 +101,25 @@ def train(
     loaded = configs.load_config(config_file, overrides or [])
     if (task or mapping or dealership) and not data:
         raise UsageError("--task, --mapping and --dealership go with --data: the config says them of its own files")
+    if detach and local:
+        raise UsageError("--detach and --local exclude each other: a local run ends with the command")
     if data:
         loaded = configs.with_data(loaded, data, task, mapping, dealership)
     from pipelines import console, tracking
     from pipelines import train as training
 
     progress = Console(stderr=True, soft_wrap=True) if as_json else out
+    reporter = console.TerminalReporter(progress)
     with tracking.tracking_errors(current):
-        outcome = training.train(loaded, current, console.TerminalReporter(progress), local=local)
+        if detach:
+            job_id = training.detach(loaded, current, reporter)
+            typer.echo(json.dumps({"jobId": job_id}) if as_json else job_id)
+            return
+        outcome = training.train(loaded, current, reporter, local=local)
     if as_json:
         typer.echo(json.dumps(outcome.to_dict(), default=str))
-        return
-    out.print()
-    out.print(console.outcome_table(outcome))
-    verb = "promoted to champion" if outcome.decision.promoted else "not promoted"
-    out.print(f"{outcome.version.ref}: {verb}: {outcome.decision.reason}", highlight=False)
-    out.print(f"See the run:  make mlflow   then  {console.run_url(outcome, current)}", highlight=False)
-    out.print("Next:         make serve", highlight=False)
+    else:
+        console.print_outcome(out, outcome, current)
 
 
 @app.command()

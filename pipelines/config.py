@@ -37,15 +37,29 @@ class LoraSection(_Section):
     rank: int = Field(16, ge=1, le=512)
     alpha: float = Field(32, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    dora: bool = Field(False, description="magnitude and direction apart (DoRA): slower, often better at low ranks")
+    rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead of alpha / rank")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    )  # fmt: skip
     last_layers: int | None = Field(None, ge=1, description="adapt only the last N layers; None adapts all")
+    init_from: str | None = Field(None, description="begin with this adapter: TYPE@VERSION, or a folder")
+
+    @model_validator(mode="after")
+    def _head_is_not_adapted(self) -> LoraSection:
+        if heads := {"lm_head", "embed_tokens", "wte", "embed_out"} & set(self.target_modules):
+            raise ValueError(
+                f"target_modules must not hold {', '.join(sorted(heads))}: embedding and head are often one tensor"
+            )
+        return self
 
 
 class TrainingSection(_Section):
     epochs: int = Field(1, ge=1, le=1000)
     max_steps: int | None = Field(None, ge=1)
     max_minutes: float | None = Field(None, gt=0, description="time budget; the schedule ends with it on slow machines")
-    batch_size: int = Field(8, ge=1, le=4096)
+    batch_size: int = Field(8, ge=1, le=4096, description="examples in one forward pass, over all workers")
+    gradient_accumulation: int = Field(1, ge=1, le=1024, description="forward passes per optimizer step")
     learning_rate: float = Field(1e-3, gt=0)
     schedule: Literal["constant", "linear", "cosine"] = "linear"
     warmup_fraction: float = Field(0.05, ge=0, lt=1)
@@ -57,24 +71,42 @@ class TrainingSection(_Section):
     eval_rows: int = Field(32, ge=1)
     patience: int = Field(3, ge=1, description="evaluations without a better loss before stopping early")
     checkpoint_steps: int = Field(25, ge=1)
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 on GPUs that have it, else fp32")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third slower")
+    compile: bool = Field(False, description="torch.compile the layers: pays in long runs on a GPU")
+    stream_rows: int = Field(200_000, ge=0, description="above so many training rows, stream them through Ray Data")
 
 
 class EvaluationSection(_Section):
     max_rows: int = Field(120, ge=1, description="held-out rows to score per task")
     max_text_rows: int = Field(12, ge=1, description="the same where the whole answer is free text: slow to write")
     batch_size: int = Field(48, ge=1)
+    latency_rows: int = Field(5, ge=0, description="rows to answer one at a time and time; 0 times none")
 
 
 class GateSection(_Section):
-    """What a candidate must reach on the held-out split before it becomes the champion."""
+    """What a candidate must reach on the held-out split before it becomes the champion. None asks for nothing."""
 
-    min_gain_over_base: float = Field(0.01, ge=0, description="in `metric`, 0..1")
+    min_gain_over_base: float = Field(0.01, ge=0, description="in field accuracy, 0..1; text_f1 where all is text")
     max_loss_to_champion: float = Field(0.0, ge=0, description="how far below the champion is still accepted")
+    min_field_accuracy: float | None = Field(None, ge=0, le=1)
+    min_valid_json: float | None = Field(None, ge=0, le=1)
+    max_calibration_error: float | None = Field(
+        None, ge=0, le=1, description="few rows leave some hundredths of chance"
+    )
+    max_latency_ms: float | None = Field(None, gt=0, description="95th percentile of one row at a time")
+    max_invented_part_numbers: int | None = Field(0, ge=0, description="in the answers that users get")
+    max_credit_decisions: int | None = Field(0, ge=0, description="in the answers that users get")
+    promote: Literal["auto", "manual"] = Field(
+        "auto", description="manual: who passes is challenger till a person says"
+    )
 
 
 class RaySection(_Section):
-    cpus_per_worker: int | None = Field(None, ge=1, description="None takes all cores of the machine")
-    max_failures: int = Field(2, ge=0)
+    num_workers: int = Field(1, ge=1, le=1024, description="workers that share every batch (data parallel)")
+    cpus_per_worker: int | None = Field(None, ge=1, description="None divides the cores of this machine")
+    gpus_per_worker: int = Field(0, ge=0)
+    max_failures: int = Field(2, ge=0, description="how often a worker that dies is replaced")
 
 
 class FinetuneConfig(_Section):

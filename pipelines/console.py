@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,20 +19,21 @@ from neuroweaver.tasks import TASKS
 from pipelines.terminal import harmless
 
 if TYPE_CHECKING:  # it brings PyTorch along, which a validation can do without
-    from pipelines.train import Outcome
+    from pipelines.outcome import Outcome
 
 _LINES_PER_FINE_TUNE = 20
 # Warnings that ask nothing of anybody: said once, with the first lines.
 _FOLDED = {"pii": "personal data replaced", "duplicate": "copies of earlier rows, left out"}
+_OVERALL = ("field_accuracy", "exact_match", "macro_f1", "text_f1", "valid_json", "calibration_error")
 _LARGE_FILE = 2**23  # bytes: read in about a second
 
 
 class TerminalReporter:
     """Writes to `console`: plain lines, so that logs and terminals read alike."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, age_seconds: float = 0.0) -> None:
         self._console = console
-        self._started = time.monotonic()
+        self._started = time.monotonic() - age_seconds
 
     def step(self, text: str) -> None:
         self._console.print(f"[bold]{self._clock()}[/bold] {text}")
@@ -54,6 +55,13 @@ class TerminalReporter:
         kind = event["event"]
         if kind == "Loaded":
             self._print(f"{event['train']} training and {event['validation']} validation examples loaded")
+        elif kind == "Started":
+            resumed = f"; going on after step {event['step']}" if event["step"] else ""
+            packed = "without padding" if event["packed"] else "in padded rows"
+            self._print(
+                f"{event['trainable_parameters'] / 1e6:.2f} M trainable parameters, {event['precision']} on "
+                f"{event['device']} ({event['precision_reason']}), {packed}{resumed}"
+            )
         elif kind == "Stepped":
             step, total = event["step"], event["total_steps"]
             if step == 1 or step == total or step % max(1, total // _LINES_PER_FINE_TUNE) == 0:
@@ -63,7 +71,10 @@ class TerminalReporter:
                     f"{_duration(event['seconds_left'])} left"
                 )
         elif kind == "Evaluated":
-            self._print(f"validation loss {event['eval_loss']:.4f}{' (best)' if event['best'] else ''}")
+            best = " (best)" if event["best"] else ""
+            self._print(f"validation loss {event['eval_loss']:.4f}, token accuracy {event['accuracy']:.3f}{best}")
+        elif kind == "Stopped":
+            self._print(f"stopped after step {event['step']}, on request")
         elif kind == "Finished":
             early = " (stopped early)" if event["stopped_early"] else ""
             early = " (training.max_minutes is used up)" if event["out_of_time"] else early
@@ -83,6 +94,10 @@ class TerminalReporter:
         if done == 0:
             self._print(f"{name}: scores of an earlier run on the same rows")
 
+    def line(self, text: str) -> None:
+        """A line of the log of a job that another process runs."""
+        self._console.print(harmless(text), markup=False, highlight=False, soft_wrap=True)
+
     def _print(self, text: str) -> None:
         self._console.print(f"      {text}", highlight=False, soft_wrap=True)
 
@@ -96,12 +111,13 @@ def outcome_table(outcome: Outcome) -> Table:
     champion = f"champion @{outcome.champion_version}" if outcome.champion else "champion (none yet)"
     table = Table(title=f"{outcome.version.model_type} on {outcome.held_out_rows} held-out rows", title_justify="left")
     table.add_column("")
-    for name in ("base model", champion, f"this run @{outcome.version.version}"):
+    for name in ("base model", champion, f"this run @{outcome.version.version}", "95 %"):
         table.add_column(name, justify="right")
-    for name in ("field_accuracy", "exact_match", "text_f1", "valid_json"):
+    for name in _OVERALL:
         if outcome.candidate[name] is not None:
             cells = [scores[name] if scores else None for scores in (outcome.base, outcome.champion, outcome.candidate)]
-            table.add_row(f"[bold]{name}[/bold]", *(f"[bold]{_rate(cell)}[/bold]" for cell in cells))
+            ends = _ends(outcome.candidate["intervals"].get(name))
+            table.add_row(f"[bold]{name}[/bold]", *(f"[bold]{_rate(cell)}[/bold]" for cell in cells), ends)
     free_text = {column.name for task in TASKS.values() for column in task.labels if column.is_free_text}
     for field, values in outcome.candidate["fields"].items():
         measure = "f1" if field in free_text else "accuracy"
@@ -110,16 +126,33 @@ def outcome_table(outcome: Outcome) -> Table:
     return table
 
 
+def print_outcome(console: Console, outcome: Outcome, settings: Settings) -> None:
+    """What a person reads at the end of a fine-tune."""
+    console.print()
+    console.print(outcome_table(outcome))
+    verb = {"promoted": "promoted to champion", "challenger": "challenger, not promoted", "rejected": "rejected"}
+    console.print(f"{outcome.version.ref}: {verb[outcome.decision.state]}: {outcome.decision.reason}", highlight=False)
+    if outcome.decision.state == "challenger":
+        console.print(f"Promote it:   neuroweaver promote {outcome.version.ref} --reason '…'", highlight=False)
+    console.print(f"See the run:  make mlflow   then  {run_url(outcome, settings)}", highlight=False)
+    console.print("Next:         make serve", highlight=False)
+
+
 def scores_table(result: dict[str, Any]) -> Table:
     """The scores of one model, field by field."""
     table = Table(title=f"{result['model']} on {result['n']} rows", title_justify="left")
-    for name in ("", "rows", "accuracy", "F1"):
+    for name in ("", "rows", "accuracy", "95 %", "F1"):
         table.add_column(name, justify="right" if name else "left")
-    for name in ("field_accuracy", "exact_match", "text_f1", "valid_json"):
+    for name in _OVERALL:
         if result[name] is not None:
-            table.add_row(f"[bold]{name}[/bold]", "", f"[bold]{_rate(result[name])}[/bold]", "")
+            ends = _ends(result["intervals"].get(name))
+            table.add_row(f"[bold]{name}[/bold]", "", f"[bold]{_rate(result[name])}[/bold]", ends, "")
     for field, values in result["fields"].items():
-        table.add_row(f"  {field}", str(values["n"]), _rate(values["accuracy"]), _rate(values["f1"]))
+        cells = (str(values["n"]), _rate(values["accuracy"]), _ends(values["interval"]), _rate(values["f1"]))
+        table.add_row(f"  {field}", *cells)
+    for name in ("invented_part_numbers", "credit_decisions"):
+        if result[name] or result[f"raw_{name}"]:
+            table.add_row(f"  {name}", "", str(result[name]), "", "", end_section=True)
     return table
 
 
@@ -186,6 +219,10 @@ def report_lines(report: ValidationReport) -> Iterator[str]:
             yield f"  {title}: {where}{column}: {entry.message}{value}{hint} [{entry.rule}]"
         if len(findings) > 20:
             yield f"  … and {len(findings) - 20} more {title}s: see --json"
+
+
+def _ends(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
 
 
 def _rate(value: float | None) -> str:

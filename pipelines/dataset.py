@@ -73,8 +73,17 @@ class Dataset:
     def examples(self) -> tuple[DatasetRow, ...]:
         return tuple(read_rows(self.folder))
 
+    @cached_property
+    def counts(self) -> Counter[tuple[str, str]]:
+        """How many rows there are by `(task, side)`, without reading them."""
+        table = pq.read_table(self.folder / "rows.parquet", columns=["task", "split"])
+        return Counter(zip(table["task"].to_pylist(), table["split"].to_pylist(), strict=True))
+
+    def count(self, split: Side) -> int:
+        return sum(rows for (_, side), rows in self.counts.items() if side == split)
+
     def side(self, split: Side) -> list[DatasetRow]:
-        return [example for example in self.examples if example.split == split]
+        return [row for row in read_rows(self.folder) if row.split == split]
 
 
 def store(validation: Validation, home: Path, source: Provenance | None = None) -> Dataset:

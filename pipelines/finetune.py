@@ -1,28 +1,41 @@
 """The fine-tuning loop: LoRA on a causal language model, in plain PyTorch and PEFT. No Ray, no MLflow.
 
 `finetune` is a generator: it yields what happens (a step was made, the validation loss was measured, a
-checkpoint lies on disk) and whoever runs it decides what to do with that. The last event is `Finished`.
+checkpoint lies on disk) and whoever runs it decides what to do with that. The last event is `Finished`, or `Stopped`.
+`notebooks/02-fine-tuning-by-hand.ipynb` is the same in thirty lines, without what makes it fast and resumable.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from torch.nn.functional import cross_entropy
-from transformers import DynamicCache
 
-from neuroweaver.errors import ConfigError, TrainingError
-from pipelines import checkpoint
-from pipelines.collate import IGNORED, Batch, batches, collate
+from neuroweaver.errors import TrainingError
+from pipelines import checkpoint, lora, packed
+from pipelines.collate import Source, batches, collate, learnt_tokens
 from pipelines.config import LoraSection, TrainingSection
 from pipelines.encoding import Example
+from pipelines.precision import Precision
+from pipelines.replicas import Replicas
+
+
+@dataclass(frozen=True)
+class Started:
+    """How the run computes. `packed` says whether examples lie end to end; `step` is where it goes on from."""
+
+    step: int
+    device: str
+    precision: str
+    precision_reason: str
+    packed: bool
+    trainable_parameters: int
 
 
 @dataclass(frozen=True)
@@ -41,10 +54,11 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The loss on the validation examples, in nats per learnt token."""
+    """On the validation examples: loss in nats per learnt token, and the share of those tokens that are likeliest."""
 
     step: int
     eval_loss: float
+    accuracy: float
     best: bool
 
 
@@ -52,6 +66,13 @@ class Evaluated:
 class Checkpointed:
     step: int
     folder: Path
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """Somebody asked to stop; a checkpoint of this step lies on disk."""
+
+    step: int
 
 
 @dataclass(frozen=True)
@@ -67,19 +88,22 @@ class Finished:
     weights: dict[str, torch.Tensor]
 
 
-Event = Stepped | Evaluated | Checkpointed | Finished
+Event = Started | Stepped | Evaluated | Checkpointed | Stopped | Finished
 
 
 def finetune(
     model: Any,
-    train: Sequence[Example],
+    train: Source,
     validation: Sequence[Example],
     *,
-    lora: LoraSection,
+    config: LoraSection,
     training: TrainingSection,
     seed: int,
-    pad: int,
     checkpoints: Path,
+    precision: Precision,
+    replicas: Replicas = Replicas(),  # noqa: B008
+    start_from: Path | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Event]:
     """Train LoRA weights for `model` on `train`, resuming from the newest whole checkpoint in `checkpoints`.
 
@@ -88,24 +112,42 @@ def finetune(
     Raises TrainingError where the loss stops being a number, ConfigError where the LoRA settings don't fit the
     model.
     """
-    if not train or not validation:
-        raise TrainingError(f"nothing to train on: {len(train)} training and {len(validation)} validation examples")
+    steps_per_epoch = train.steps_per_epoch(training.batch_size * training.gradient_accumulation)
+    if not steps_per_epoch or not validation:
+        raise TrainingError(f"nothing to train on: {steps_per_epoch} batches and {len(validation)} validation examples")
     torch.manual_seed(seed)
-    peft_model = add_lora(model, lora)
+    model.to(precision.device, precision.dtype)
+    is_packed = packed.enable(model, sorted(validation, key=len)[:2])
+    peft_model = lora.add(model, config)
+    if start_from is not None:
+        lora.start_from(peft_model, start_from)
+    if precision.device.type == "cpu":
+        lora.merge_in_forward(peft_model)
+    if training.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if training.compile:
+        for layer in model.get_decoder().layers:
+            layer.compile(dynamic=True)
     weights = [parameter for parameter in peft_model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         weights,
         lr=training.learning_rate,
         betas=(0.9, training.adam_beta2),
         weight_decay=training.weight_decay,
+        fused=True,
     )
 
-    steps_per_epoch = len(batches(train, training.batch_size, seed, 0))
     total_steps = min(training.epochs * steps_per_epoch, training.max_steps or 10**9)
     budget_seconds = training.max_minutes * 60 if training.max_minutes else math.inf
     state = checkpoint.load_newest(checkpoints, peft_model, optimizer)
+    if replicas.add(replicas.first_says(state.step) != state.step)[0]:  # all must know, or the others wait for ever
+        raise TrainingError(
+            f"the workers see different checkpoints in {checkpoints}: is the folder shared by all of them?"
+        )
     step, best_step, best_loss, bad_evaluations = state.step, state.best_step, state.best_loss, state.bad_evaluations
     best_weights = state.best_weights
+    parameters = sum(weight.numel() for weight in weights)
+    yield Started(step, str(precision.device), precision.name, precision.reason, is_packed, parameters)
     tokens_done = 0
     loop_started = time.monotonic()
     progress = max(step / total_steps, state.seconds / budget_seconds)
@@ -113,27 +155,32 @@ def finetune(
 
     while progress < 1 and not stopped_early:
         epoch, position = divmod(step, steps_per_epoch)
-        for examples in batches(train, training.batch_size, seed, epoch)[position:]:
-            torch.manual_seed(seed * 1_000_003 + step)  # dropout, if any, is the same after a resume
+        for examples in train.epoch(epoch, training.batch_size * training.gradient_accumulation, seed, position):
+            torch.manual_seed(seed * 1_000_003 + step + 7919 * replicas.rank)  # dropout is the same after a resume
             peft_model.train()
             rate = training.learning_rate * schedule(progress, 1 / total_steps, training)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            batch = collate(examples, pad)
-            loss = loss_sum(peft_model, batch) / max(batch.learnt_tokens, 1)
-            if not torch.isfinite(loss):
-                raise TrainingError(
-                    f"the loss became {loss.item()} at step {step + 1}: lower training.learning_rate "
-                    f"(now {training.learning_rate:g})"
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss, tokens = 0.0, 0
+            learnt = max(learnt_tokens(examples), 1)  # of the whole step: every token counts alike
+            for start in range(0, len(examples), training.batch_size):
+                mine = replicas.share(examples[start : start + training.batch_size])
+                if mine:
+                    batch = collate(mine).to(precision.device)
+                    with precision.autocast():
+                        part = packed.loss_sum(model, batch) / learnt
+                    part.backward()  # type: ignore[no-untyped-call]
+                    loss, tokens = loss + part.item(), tokens + batch.total_tokens
+            replicas.add_gradients(weights)
+            loss, all_tokens = replicas.add(loss, tokens)
+            _require_sane(loss, step + 1, training.learning_rate, model.config.get_text_config().vocab_size)
             torch.nn.utils.clip_grad_norm_(weights, training.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
             step += 1
-            tokens_done += batch.total_tokens
-            elapsed = time.monotonic() - loop_started
+            tokens_done += int(all_tokens)
+            elapsed = replicas.first_says(time.monotonic() - loop_started)
             progress = max(step / total_steps, (state.seconds + elapsed) / budget_seconds)
             steps_left = (total_steps - step) * elapsed / (step - state.step)
             yield Stepped(
@@ -141,25 +188,32 @@ def finetune(
                 total_steps=total_steps,
                 epoch=step / steps_per_epoch,
                 total_epochs=training.epochs,
-                loss=loss.item(),
+                loss=loss,
                 learning_rate=rate,
                 tokens_per_second=tokens_done / elapsed,
                 seconds_left=max(0.0, min(steps_left, budget_seconds - state.seconds - elapsed)),
             )
             if step % training.eval_steps == 0 or progress >= 1:
-                eval_loss = mean_loss(peft_model, validation, training.batch_size, pad)
+                eval_loss, accuracy = evaluate(model, peft_model, validation, training.batch_size, precision, replicas)
                 if not math.isfinite(eval_loss):
                     raise TrainingError(f"the validation loss became {eval_loss} at step {step}")
                 best = eval_loss < best_loss
                 bad_evaluations = 0 if best else bad_evaluations + 1
                 if best:
-                    best_step, best_loss, best_weights = step, eval_loss, lora_weights(peft_model)
-                yield Evaluated(step, eval_loss, best)
+                    best_step, best_loss, best_weights = step, eval_loss, lora.weights(peft_model)
+                yield Evaluated(step, eval_loss, accuracy, best)
                 stopped_early = bad_evaluations >= training.patience
-            if step % training.checkpoint_steps == 0 or progress >= 1 or stopped_early:
+            asked_to_stop = replicas.first_says(should_stop()) > 0 and progress < 1 and not stopped_early
+            if step % training.checkpoint_steps == 0 or progress >= 1 or stopped_early or asked_to_stop:
                 seconds = state.seconds + time.monotonic() - loop_started
                 state_now = checkpoint.State(step, best_step, best_loss, bad_evaluations, seconds, best_weights)
-                yield Checkpointed(step, checkpoint.save(checkpoints, peft_model, optimizer, state_now))
+                folder = checkpoint.folder_of(checkpoints, step)
+                if replicas.is_first:
+                    checkpoint.save(checkpoints, peft_model, optimizer, state_now)
+                yield Checkpointed(step, folder)
+            if asked_to_stop:
+                yield Stopped(step)
+                return
             if progress >= 1 or stopped_early:
                 break
 
@@ -168,59 +222,35 @@ def finetune(
     yield Finished(step, best_step, best_loss, stopped_early, out_of_time, seconds, best_weights)
 
 
-def add_lora(model: Any, lora: LoraSection) -> Any:
-    """`model` with LoRA layers beside its frozen ones; the output head, often tied, is never adapted."""
-    layers = model.config.num_hidden_layers
-    adapted = None
-    if lora.last_layers is not None:
-        if lora.last_layers > layers:
-            raise ConfigError(f"lora.last_layers is {lora.last_layers}, but the base model has {layers} layers")
-        adapted = list(range(layers - lora.last_layers, layers))
-    config = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=list(lora.target_modules),
-        layers_to_transform=adapted,
-    )
-    try:
-        return get_peft_model(model, config)
-    except ValueError as error:
-        raise ConfigError(f"lora.target_modules don't fit the base model: {str(error).splitlines()[0]}") from error
-
-
-def loss_sum(peft_model: Any, batch: Batch) -> torch.Tensor:
-    """Summed cross-entropy of the learnt tokens, in nats.
-
-    The shared prefix goes through the model once, with gradients; the output head sees only those positions
-    that predict a learnt token. Both are exact: the loss and its gradient equal those of the padded batch.
-    """
-    model = peft_model.get_base_model()
-    rows, shared = len(batch.tokens_BT), len(batch.prefix_P)
-    cache = None
-    if shared:
-        cache = DynamicCache(config=model.config)
-        model.get_decoder()(input_ids=batch.prefix_P[None], past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(rows)
-    positions = torch.arange(shared, shared + batch.tokens_BT.shape[1]).expand(rows, -1)
-    hidden_BTD = model.get_decoder()(
-        input_ids=batch.tokens_BT, position_ids=positions, past_key_values=cache, use_cache=cache is not None
-    ).last_hidden_state
-    learnt_BT = batch.labels_BT != IGNORED
-    logits_NV = model.get_output_embeddings()(hidden_BTD[learnt_BT])
-    return cross_entropy(logits_NV.float(), batch.labels_BT[learnt_BT], reduction="sum")
+def _require_sane(loss: float, step: int, learning_rate: float, vocabulary: int) -> None:
+    """Raises TrainingError where `loss` is no number, or so high that guessing would be better."""
+    if not math.isfinite(loss) or loss > 3 * math.log(vocabulary):
+        what = f"became {loss}" if not math.isfinite(loss) else f"rose to {loss:.3g}, worse than guessing,"
+        raise TrainingError(f"the loss {what} at step {step}: lower training.learning_rate (now {learning_rate:g})")
 
 
 @torch.no_grad()
-def mean_loss(peft_model: Any, examples: Sequence[Example], batch_size: int, pad: int) -> float:
+def evaluate(
+    model: Any,
+    peft_model: Any,
+    examples: Sequence[Example],
+    batch_size: int,
+    precision: Precision,
+    replicas: Replicas = Replicas(),  # noqa: B008
+) -> tuple[float, float]:
+    """Loss per learnt token, in nats, and the share of learnt tokens that the model holds likeliest."""
     peft_model.eval()
-    total, learnt = 0.0, 0
+    total, hits, learnt = 0.0, 0, 0
     for group in batches(examples, batch_size, seed=0, epoch=0):
-        batch = collate(group, pad)
-        total += loss_sum(peft_model, batch).item()
-        learnt += batch.learnt_tokens
-    return total / max(learnt, 1)
+        mine = replicas.share(group)
+        if mine:
+            with precision.autocast():
+                logits_LV, labels_L = packed.learnt_logits(model, collate(mine).to(precision.device))
+            total += cross_entropy(logits_LV, labels_L, reduction="sum").item()
+            hits += int((logits_LV.argmax(-1) == labels_L).sum())
+            learnt += len(labels_L)
+    total, all_hits, all_learnt = replicas.add(total, hits, learnt)
+    return total / max(all_learnt, 1), all_hits / max(all_learnt, 1)
 
 
 def schedule(progress: float, step: float, training: TrainingSection) -> float:
@@ -237,8 +267,3 @@ def schedule(progress: float, step: float, training: TrainingSection) -> float:
     if training.schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * rest))
     return 1.0
-
-
-def lora_weights(peft_model: Any) -> dict[str, torch.Tensor]:
-    """A copy of the adapter's tensors, as PEFT names them in `adapter_model.safetensors`."""
-    return {name: tensor.detach().clone() for name, tensor in get_peft_model_state_dict(peft_model).items()}

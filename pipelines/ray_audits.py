@@ -14,7 +14,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import ray_jobs
+from pipelines import ray_cluster
 from pipelines.audit import Audit, audit
 from pipelines.demands import Demands
 from pipelines.ingest import registry
@@ -28,7 +28,7 @@ def auditor(path: Path, data_format: str, mapping: str | None) -> Auditor:
     used = load_mapping(mapping) if mapping is not None else None
 
     def audits(parts: Iterable[Part], demands: Demands, keep: bool) -> Iterator[Audit]:
-        with ray_jobs.cluster(len(os.sched_getaffinity(0))):
+        with ray_cluster.joined(len(os.sched_getaffinity(0))):
             yield from _audits(path.absolute(), data_format, used, demands, keep)
 
     return audits

@@ -1,77 +1,50 @@
-"""Jobs on Ray: the training function under Ray Train, with retries. The only module that knows Ray.
-
-Ray reads whether to ask for tokens when it is imported, so it is imported after `cluster` has said so.
-"""
+"""Jobs on Ray: the training function under Ray Train, on one worker or several, with retries."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import secrets
-import shutil
-import tempfile
 from collections.abc import Iterator
 from threading import Thread
 from typing import Any
 
 from neuroweaver import errors, memory
 from pipelines import job as jobs
+from pipelines import ray_stream
 from pipelines.job import Job
 
 
-@contextlib.contextmanager
-def cluster(cpus: int) -> Iterator[None]:
-    """The cluster at RAY_ADDRESS, or one of this machine's own, without dashboard.
-
-    Ray's processes listen on every interface whatever address the node is given; the token, made anew in each
-    process, is what keeps strangers out. Raises TrainingError where Ray does not start.
-    """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_METRICS_ENABLED", "0")
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    import ray
-
-    options: dict[str, Any] = {
-        "log_to_driver": bool(os.environ.get("NEUROWEAVER_DEBUG")),
-        "logging_level": logging.ERROR,
-    }
-    # Not under the data folder: Ray keeps Unix sockets there, whose paths may not exceed 107 bytes.
-    scratch = tempfile.mkdtemp(prefix="neuroweaver-ray-")
-    if not os.environ.get("RAY_ADDRESS"):
-        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False, "_temp_dir": scratch}
-        options |= {"_node_ip_address": "127.0.0.1"}
-    try:
-        try:
-            ray.init(**options)
-        except (RuntimeError, ConnectionError, ValueError, AssertionError) as error:
-            raise errors.TrainingError(f"Ray does not start: {_reason(error)} (--local trains without it)") from error
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
 def run(job: Job) -> Iterator[dict[str, Any]]:
-    """Train on Ray and yield the events as they happen; a worker that dies is replaced and goes on.
+    """Train on the cluster this process has joined, and yield the events as they happen.
 
-    Raises TrainingError with the worker's own words where all retries are used up.
+    A worker that dies is replaced and goes on from the newest checkpoint. Raises TrainingError with the worker's own
+    words where all retries are used up.
     """
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Empty, Queue
 
+    config = job.config
+    resources = {"CPU": job.cpus} | ({"GPU": config.ray.gpus_per_worker} if config.ray.gpus_per_worker else {})
     events = Queue(actor_options={"num_cpus": 0})
+    streamed = ray_stream.examples(job) if job.streams else None
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": jobs.pack(job), "events": events},
-        scaling_config=ScalingConfig(num_workers=1, resources_per_worker={"CPU": job.cpus}),
+        train_loop_config={
+            "job": jobs.pack(job),
+            "events": events,
+            "streamed": ray_stream.count(job, streamed) if streamed is not None else None,
+        },
+        # Every worker reads the whole stream and takes its share of each batch, as it does from memory.
+        datasets={"train": streamed} if streamed is not None else None,
+        dataset_config=DataConfig(datasets_to_split=[], execution_options=ray_stream.in_order()),
+        scaling_config=ScalingConfig(
+            num_workers=config.ray.num_workers,
+            use_gpu=config.ray.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
         run_config=RunConfig(
             name=job.id,
             storage_path=str(job.home / "ray"),
-            failure_config=FailureConfig(max_failures=job.config.ray.max_failures),
+            failure_config=FailureConfig(max_failures=config.ray.max_failures),
             worker_runtime_env={"env_vars": memory.ENVIRONMENT},
         ),
     )
@@ -105,11 +78,18 @@ def _work(settings: dict[str, Any]) -> None:
     """What a worker runs."""
     import ray.train
 
+    from pipelines.replicas import Replicas
+
     job = jobs.unpack(settings["job"])
     events = settings["events"]
+    replicas = Replicas.of_process_group()
+    source = None
+    if settings["streamed"] is not None:
+        source = ray_stream.Streamed(ray.train.get_dataset_shard("train"), settings["streamed"])
     try:
-        for event in jobs.train(job):
-            events.put(event)
+        for event in jobs.train(job, replicas=replicas, source=source):
+            if replicas.is_first:
+                events.put(event)
             if event["event"] in ("Checkpointed", "Finished"):
                 ray.train.report({"step": event["step"]})
     except errors.NeuroWeaverError as error:

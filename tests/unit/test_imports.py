@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("neuroweaver", "pipelines", "serving")
 FRAMEWORKS = {"ray", "mlflow", "bentoml", "pandera", "fastapi"}
 ONLY_IN = {
-    "ray": {"pipelines/ray_audits.py", "pipelines/ray_jobs.py"},
+    "ray": {f"pipelines/ray_{noun}.py" for noun in ("audits", "cluster", "jobs", "stream", "tune")},
     "pandera": {"pipelines/schemas.py"},
     "bentoml": {"serving/service.py"},
     "mlflow": {"pipelines/tracking.py", "serving/registry.py"},
