@@ -14,7 +14,7 @@ from rich.console import Console
 
 from neuroweaver import __version__, settings
 from neuroweaver.adapter import parse_ref
-from neuroweaver.errors import EXIT_FAILED, EXIT_WRONG_CALL, NeuroWeaverError, UsageError
+from neuroweaver.errors import EXIT_FAILED, EXIT_WRONG_CALL, ConfigError, NeuroWeaverError, UsageError
 from pipelines import cli_compare, cli_data, cli_export, cli_jobs, cli_models, cli_train_all
 from pipelines.terminal import Json, MappingName, TaskName, err, harmless, out
 
@@ -97,14 +97,20 @@ def train(
     """Validate, fine-tune on Ray, track in MLflow, evaluate, and promote if the gate passes."""
     from pipelines import config as configs
 
-    current = settings.load()
-    loaded = configs.load_config(config_file, overrides or [])
     if (task or mapping or dealership) and not data:
         raise UsageError("--task, --mapping and --dealership go with --data: the config says them of its own files")
     if detach and local:
         raise UsageError("--detach and --local exclude each other: a local run ends with the command")
-    if data:
-        loaded = configs.with_data(loaded, data, task, mapping, dealership)
+    current = settings.load()
+    try:
+        loaded = configs.load_config(config_file, overrides or [])
+        if data:
+            loaded = configs.with_data(loaded, data, task, mapping, dealership)
+    except ConfigError as error:
+        from pipelines import refusals
+
+        refusals.file(config_file, str(error), current)
+        raise
     from pipelines import console, tracking
     from pipelines import train as training
 

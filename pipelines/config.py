@@ -105,7 +105,7 @@ class GateSection(_Section):
 class RaySection(_Section):
     num_workers: int = Field(1, ge=1, le=1024, description="workers that share every batch (data parallel)")
     cpus_per_worker: int | None = Field(None, ge=1, description="None divides the cores of this machine")
-    gpus_per_worker: int = Field(0, ge=0)
+    gpus_per_worker: int | None = Field(None, ge=0, description="None takes one each where there are enough")
     max_failures: int = Field(2, ge=0, description="how often a worker that dies is replaced")
 
 

@@ -21,7 +21,7 @@ from pipelines.terminal import harmless
 if TYPE_CHECKING:  # it brings PyTorch along, which a validation can do without
     from pipelines.outcome import Outcome
 
-_LINES_PER_FINE_TUNE = 20
+_TELL_SECONDS = 8  # between two lines of a training that goes on
 # Warnings that ask nothing of anybody: said once, with the first lines.
 _FOLDED = {"pii": "personal data replaced", "duplicate": "copies of earlier rows, left out"}
 _OVERALL = ("field_accuracy", "exact_match", "macro_f1", "text_f1", "valid_json", "calibration_error")
@@ -34,6 +34,7 @@ class TerminalReporter:
     def __init__(self, console: Console, age_seconds: float = 0.0) -> None:
         self._console = console
         self._started = time.monotonic() - age_seconds
+        self._told = 0.0  # when the last step was
 
     def step(self, text: str) -> None:
         self._console.print(f"[bold]{self._clock()}[/bold] {text}")
@@ -64,7 +65,8 @@ class TerminalReporter:
             )
         elif kind == "Stepped":
             step, total = event["step"], event["total_steps"]
-            if step == 1 or step == total or step % max(1, total // _LINES_PER_FINE_TUNE) == 0:
+            if step in (1, total) or time.monotonic() > self._told + _TELL_SECONDS:
+                self._told = time.monotonic()
                 self._print(
                     f"step {step:>{len(str(total))}}/{total}  epoch {event['epoch']:.2f}  loss {event['loss']:.4f}  "
                     f"lr {event['learning_rate']:.2e}  {event['tokens_per_second']:.0f} tokens/s  "

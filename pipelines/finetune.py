@@ -224,9 +224,15 @@ def finetune(
 
 def _require_sane(loss: float, step: int, learning_rate: float, vocabulary: int) -> None:
     """Raises TrainingError where `loss` is no number, or so high that guessing would be better."""
-    if not math.isfinite(loss) or loss > 3 * math.log(vocabulary):
-        what = f"became {loss}" if not math.isfinite(loss) else f"rose to {loss:.3g}, worse than guessing,"
-        raise TrainingError(f"the loss {what} at step {step}: lower training.learning_rate (now {learning_rate:g})")
+    if math.isfinite(loss) and loss <= 3 * math.log(vocabulary):
+        return
+    if step == 1:
+        raise TrainingError(
+            f"the loss is {loss:.3g} at step 1, before any weight was changed: is the base model (or the adapter of "
+            "lora.init_from) damaged?"
+        )
+    what = f"rose to {loss:.3g}, worse than guessing," if math.isfinite(loss) else f"became {loss}"
+    raise TrainingError(f"the loss {what} at step {step}: lower training.learning_rate (now {learning_rate:g})")
 
 
 @torch.no_grad()

@@ -18,12 +18,15 @@ def run(job: Job) -> Iterator[dict[str, Any]]:
     A worker that dies is replaced and goes on from the newest checkpoint. Raises TrainingError with the worker's own
     words where all retries are used up.
     """
+    import ray
     from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Empty, Queue
 
     config = job.config
-    resources = {"CPU": job.cpus} | ({"GPU": config.ray.gpus_per_worker} if config.ray.gpus_per_worker else {})
+    gpus = config.ray.gpus_per_worker
+    if gpus is None:
+        gpus = int(ray.cluster_resources().get("GPU", 0) >= config.ray.num_workers)
     events = Queue(actor_options={"num_cpus": 0})
     streamed = ray_stream.examples(job) if job.streams else None
     trainer = TorchTrainer(
@@ -38,8 +41,8 @@ def run(job: Job) -> Iterator[dict[str, Any]]:
         dataset_config=DataConfig(datasets_to_split=[], execution_options=ray_stream.in_order()),
         scaling_config=ScalingConfig(
             num_workers=config.ray.num_workers,
-            use_gpu=config.ray.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": job.cpus} | ({"GPU": gpus} if gpus else {}),
         ),
         run_config=RunConfig(
             name=job.id,
@@ -77,8 +80,13 @@ def run(job: Job) -> Iterator[dict[str, Any]]:
 def _work(settings: dict[str, Any]) -> None:
     """What a worker runs."""
     import ray.train
+    import ray.train.torch
+    import torch
 
     from pipelines.replicas import Replicas
+
+    if (device := ray.train.torch.get_device()).type == "cuda":
+        torch.cuda.set_device(device)
 
     job = jobs.unpack(settings["job"])
     events = settings["events"]

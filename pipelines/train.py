@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +16,7 @@ from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from pipelines import job as training_job
-from pipelines import outcome, precision, run_log
+from pipelines import outcome, precision, refusals, run_log
 from pipelines.config import FinetuneConfig, dump
 from pipelines.execution import execute
 from pipelines.job import Job
@@ -44,10 +43,11 @@ def train(config: FinetuneConfig, settings: Settings, reporter: Watcher, *, loca
 
 def submit(config: FinetuneConfig, settings: Settings, jobs: Jobs, reporter: Watcher, *, local: bool = False) -> Job:
     """A queued job for `config`, its data validated and stored; a job whose data is refused is filed as failed."""
-    identity = f"job_{uuid.uuid4().hex[:12]}"
+    identity = refusals.new_id()
     jobs.create(config.model_type, dump(config), job_id=identity, reason="preparing the data")
     try:
-        precision.choose(config.training.precision)
+        if local or not os.environ.get("RAY_ADDRESS"):
+            precision.choose(config.training.precision)  # before minutes of validation, where it is this machine's
         reporter.step(f"base model {config.base_model}")
         base = base_model.fetch(config.base_model, settings.home)
         datasets = prepare_all(config, settings, base_model.load_counter(base), reporter)
@@ -59,7 +59,7 @@ def submit(config: FinetuneConfig, settings: Settings, jobs: Jobs, reporter: Wat
     except BaseException as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         state = JobState.FAILED if isinstance(error, Exception) else JobState.CANCELLED
-        jobs.move(identity, state, reason, error_message=reason)
+        refusals.end(identity, config.model_type, state, reason, settings, jobs)
         raise
     return job
 
