@@ -1,13 +1,23 @@
-"""How the process treats memory that PyTorch frees."""
+"""How a process of ours treats what it shares with others: memory that PyTorch frees, and cores it waits on."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
-# The same for a process that is yet to be started.
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
+# A thread that waits for another one sleeps instead of spinning: where anything else wants a core, spinning threads
+# keep it from the very one they wait for, and a step takes several times as long (`docs/decisions/0012`).
+WAITING = {"OMP_WAIT_POLICY": "passive"}
+# The same, and `keep_freed`, for a process that is yet to be started.
+ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), **WAITING}
+
+
+def wait_asleep() -> None:
+    """Let PyTorch's threads sleep while they wait; to be called before PyTorch is imported."""
+    for name, value in WAITING.items():
+        os.environ.setdefault(name, value)
 
 
 def keep_freed() -> None:

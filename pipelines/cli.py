@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from neuroweaver import __version__, settings
+from neuroweaver import __version__, memory, settings
 from neuroweaver.adapter import parse_ref
 from neuroweaver.errors import EXIT_FAILED, EXIT_WRONG_CALL, ConfigError, NeuroWeaverError, UsageError
 from pipelines import cli_compare, cli_data, cli_export, cli_jobs, cli_models, cli_train_all
@@ -227,6 +227,7 @@ def version() -> None:
 
 def main() -> None:
     """The console script: errors a user can act on are one line on stderr, without a traceback."""
+    memory.wait_asleep()
     debug = "--debug" in sys.argv
     if not debug:  # other projects' deprecations are not the user's business
         warnings.simplefilter("ignore", FutureWarning)

@@ -14,12 +14,13 @@ from pathlib import Path
 from neuroweaver.errors import NeuroWeaverError, TrainingError
 from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.settings import Settings
-from pipelines import ray_cluster
+from pipelines import ray_cluster, refusals
 from pipelines.job import Job
 from pipelines.ray_cluster import Head, HeadLostError
 
 _POLL_SECONDS = 0.3
 _ASK_SECONDS = 2.0
+_CANCEL_SECONDS = 10.0
 _GRACE_SECONDS = 5.0  # between a job's last state and the end of its process
 _PASSED_ON = ("NEUROWEAVER_", "MLFLOW_", "AWS_", "OMP_", "CUDA_")
 
@@ -34,12 +35,15 @@ class Supervisor:
     say: Callable[[str], None]
 
     def run(self) -> None:
-        """Returns when the job has reached a last state. Raises TrainingError where Ray can't run it."""
+        """Returns when the job has reached a last state. Raises TrainingError where Ray can't run it.
+
+        KeyboardInterrupt cancels the job, whose process has ten seconds to save a checkpoint, and goes on its way.
+        """
         log = Tail(self.job.folder / "log.txt", self.say)
         for is_last in (False, True):
             try:
                 with ray_cluster.head(self.job.cpus * self.job.config.ray.num_workers) as head:
-                    self._watch(head, log)
+                    self._watch_or_cancel(head, log)
                 return
             except HeadLostError as error:
                 if self._ended():
@@ -47,8 +51,26 @@ class Supervisor:
                 self._take_back(f"{error}: handed in again", error, is_last)
             except TrainingError as error:
                 if not self._ended():
-                    self.jobs.move(self.job.id, JobState.FAILED, str(error), error_message=str(error))
+                    self._give_up(JobState.FAILED, str(error))
                 raise
+            except KeyboardInterrupt:
+                if not self._ended():
+                    self._give_up(
+                        JobState.CANCELLED, "interrupted before its process could answer; the last checkpoint is kept"
+                    )
+                raise
+
+    def _watch_or_cancel(self, head: Head, log: Tail) -> None:
+        try:
+            self._watch(head, log)
+        except KeyboardInterrupt:
+            until = time.monotonic() + _CANCEL_SECONDS
+            if not self._ended():
+                self.jobs.request_cancel(self.job.id)
+            while not self._ended() and time.monotonic() < until:
+                time.sleep(_POLL_SECONDS)
+                log.read()
+            raise
 
     def _watch(self, head: Head, log: Tail) -> None:
         python = sys.executable if head.process is not None else "python"
@@ -87,11 +109,15 @@ class Supervisor:
         """Back into the queue, or failed where that was tried before."""
         if is_last:
             words = f"{error}; handed in twice already"
-            self.jobs.move(self.job.id, JobState.FAILED, words, error_message=words)
+            self._give_up(JobState.FAILED, words)
             raise TrainingError(words) from error
         self.say(reason)
         if self.jobs.get(self.job.id).state is not JobState.QUEUED:
             self.jobs.move(self.job.id, JobState.QUEUED, reason)
+
+    def _give_up(self, state: JobState, reason: str) -> None:
+        """The last state of a job whose process can't say it any more, and the event that tells watchers."""
+        refusals.end(self.job.id, self.job.config.model_type, state, reason, self.settings, self.jobs)
 
     def _ended(self) -> bool:
         return self.jobs.get(self.job.id).state.ended
@@ -133,7 +159,6 @@ def main() -> int:
         print(f"neuroweaver: {error}", file=sys.stderr)  # noqa: T201 - it goes to the job's folder
         return error.exit_code
     except KeyboardInterrupt:
-        jobs.request_cancel(job.id)
         return 130
     return 0
 

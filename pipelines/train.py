@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Protocol
 
@@ -23,8 +22,6 @@ from pipelines.job import Job
 from pipelines.outcome import Outcome
 from pipelines.prepare import Reporter, prepare_all
 from pipelines.tracking import Tracker, to_json
-
-_CANCEL_SECONDS = 10
 
 
 class Watcher(Reporter, Protocol):
@@ -83,27 +80,12 @@ def run(job: Job, settings: Settings, jobs: Jobs, reporter: Watcher) -> Outcome:
         return execute(job, settings, reporter, local=True)
     from pipelines.supervise import Supervisor
 
-    try:
-        Supervisor(job, settings, jobs, reporter.line).run()
-    except KeyboardInterrupt:
-        _cancel(job, jobs)
-        raise
+    Supervisor(job, settings, jobs, reporter.line).run()
     record = jobs.get(job.id)
     if record.state in (JobState.SUCCEEDED, JobState.REJECTED):
         return outcome.read(job.folder, settings)
     kind = errors.CancelledError if record.state is JobState.CANCELLED else errors.TrainingError
     raise kind(f"job {job.id} {record.state}: {record.error_message or record.reason}")
-
-
-def _cancel(job: Job, jobs: Jobs) -> None:
-    """Ask the job to end, as Ctrl-C does, and give it the time to save a checkpoint."""
-    until = time.monotonic() + _CANCEL_SECONDS
-    record = jobs.get(job.id)
-    if not record.state.ended:
-        record = jobs.request_cancel(job.id)
-    while not record.state.ended and time.monotonic() < until:
-        time.sleep(0.2)
-        record = jobs.get(job.id)
 
 
 def _take_adapter(config: FinetuneConfig, settings: Settings, job: Job) -> None:

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from neuroweaver import memory
+
+memory.wait_asleep()  # before any test imports PyTorch
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
