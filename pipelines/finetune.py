@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from neuroweaver.errors import TrainingError
+from neuroweaver.errors import ConfigError, TrainingError
 from pipelines import checkpoint, lora, packed
 from pipelines.collate import Source, batches, collate, learnt_tokens
 from pipelines.config import LoraSection, TrainingSection
@@ -124,7 +124,9 @@ def finetune(
     if precision.device.type == "cpu":
         lora.merge_in_forward(peft_model)
     if training.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        if not model.supports_gradient_checkpointing:
+            raise ConfigError(f"training.gradient_checkpointing: {type(model).__name__} can't do it; set it to false")
+        model.activation_checkpointing_enable({"use_reentrant": False})
     if training.compile:
         for layer in model.get_decoder().layers:
             layer.compile(dynamic=True)
@@ -196,7 +198,10 @@ def finetune(
             if step % training.eval_steps == 0 or progress >= 1:
                 eval_loss, accuracy = evaluate(model, peft_model, validation, training.batch_size, precision, replicas)
                 if not math.isfinite(eval_loss):
-                    raise TrainingError(f"the validation loss became {eval_loss} at step {step}")
+                    raise TrainingError(
+                        f"the validation loss became {eval_loss} at step {step}: lower training.learning_rate "
+                        f"(now {training.learning_rate:g})"
+                    )
                 best = eval_loss < best_loss
                 bad_evaluations = 0 if best else bad_evaluations + 1
                 if best:

@@ -61,7 +61,6 @@ class Judge:
         )  # fmt: skip
         files.write_text(self.job.adapter_folder / "README.md", card)
         self.log.text("model_card.md", card)
-        self.log.folder(self.job.adapter_folder, "adapter")
         registered = self._register(tracker, base, datasets, candidate_scores, decision, seconds)
         return Outcome(
             self.job.id,

@@ -50,7 +50,7 @@ def submit(config: FinetuneConfig, settings: Settings, jobs: Jobs, reporter: Wat
         datasets = prepare_all(config, settings, base_model.load_counter(base), reporter)
         files.require_space(settings.home, 2**29)
         job = Job(identity, settings.home, config, tuple(stored.id for stored in datasets), local)
-        _take_adapter(config, settings, job)
+        _take_adapter(config, settings, job, base)
         files.write_text(job.folder / "job.json", to_json(training_job.pack(job)))
         jobs.update(identity, dataset_ids=job.dataset_ids)
     except BaseException as error:
@@ -88,11 +88,16 @@ def run(job: Job, settings: Settings, jobs: Jobs, reporter: Watcher) -> Outcome:
     raise kind(f"job {job.id} {record.state}: {record.error_message or record.reason}")
 
 
-def _take_adapter(config: FinetuneConfig, settings: Settings, job: Job) -> None:
+def _take_adapter(config: FinetuneConfig, settings: Settings, job: Job, base: base_model.BaseModel) -> None:
     """A copy of the adapter to begin with, so that a later promotion or removal changes nothing."""
     wanted = config.lora.init_from
     if wanted is None:
         return
     folder = Path(wanted) if Path(wanted).is_dir() else Tracker(settings).resolve(parse_ref(wanted)).folder
-    read_manifest(folder)
+    found = read_manifest(folder)
+    if found.base_sha256 != base.sha256:
+        raise errors.ConfigError(
+            f"lora.init_from: the adapter was trained on base model {found.base_model} ({found.base_sha256[:16]}…), not "
+            f"on {base.name} ({base.sha256[:16]}…)"
+        )
     shutil.copytree(folder, job.folder / "init", dirs_exist_ok=True)

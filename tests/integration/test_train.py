@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +20,34 @@ from safetensors.torch import load_file
 
 from neuroweaver import adapter
 from neuroweaver.adapter import parse_ref
-from neuroweaver.errors import ConfigError, InputError, NotFoundError, UsageError
+from neuroweaver.errors import (
+    CancelledError,
+    ConfigError,
+    InputError,
+    NeuroWeaverError,
+    NotFoundError,
+    TrainingError,
+    UsageError,
+)
+from neuroweaver.events import COMPLETED, FAILED, PROGRESS, Event, EventLog
+from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.settings import Settings
-from pipelines import predict
+from neuroweaver.store import open_store
+from pipelines import packed, precision, predict
+from pipelines import train as training
 from pipelines.config import FinetuneConfig
 from pipelines.console import TerminalReporter, outcome_table, run_url
+from pipelines.execution import execute
 from pipelines.tracking import JOB_TAG, Tracker
 from pipelines.train import Outcome, train
 
 SALES = "automotive-sales"
 LEADS = Path("datasets/sales/lead_qualification.csv")
+
+TRAINING: dict[str, Any] = {
+    "epochs": 9, "max_steps": 60, "batch_size": 4, "learning_rate": 0.02, "eval_steps": 30, "eval_rows": 2,
+    "checkpoint_steps": 30, "max_tokens": 2048,
+}  # fmt: skip
 
 # MLflow's own, when it opens its store and when it takes the digest of a table.
 pytestmark = [
@@ -55,15 +75,19 @@ class Place:
             "data": [{"path": str(self.leads)}],
             "lora": {"rank": 8, "alpha": 16},
             # Enough to beat random weights; how two of these compare is chance, so the gate allows for it.
-            "training": {
-                "epochs": 9, "max_steps": 60, "batch_size": 4, "learning_rate": 0.02, "eval_steps": 30, "eval_rows": 2,
-                "checkpoint_steps": 30, "max_tokens": 2048,
-            },
+            "training": TRAINING,
             "evaluation": {"max_rows": 4, "batch_size": 4},
             "gate": {"min_gain_over_base": 0.0, "max_loss_to_champion": 1.0},
             "ray": {"cpus_per_worker": 1},
         }  # fmt: skip
         return FinetuneConfig.model_validate(values | changes)
+
+    @property
+    def jobs(self) -> Jobs:
+        return Jobs(open_store(self.settings))
+
+    def events(self, job_id: str) -> list[Event]:
+        return EventLog(open_store(self.settings)).read(f"training:{SALES}", job_id=job_id)
 
     def train(self, log: io.StringIO | None = None, **changes: Any) -> Outcome:
         reporter = TerminalReporter(Console(file=log or io.StringIO(), soft_wrap=True))
@@ -140,7 +164,7 @@ def test_a_run_names_its_data_and_keeps_report_card_and_tables(trained: Trained)
     (identity,) = client.get_run(run_id).data.tags["dataset_ids"].split(",")
 
     top = {file.path for file in client.list_artifacts(run_id)}
-    assert {"adapter", "datasets", "environment.txt", "evaluation.json", "model_card.md"} <= top
+    assert {"datasets", "environment.txt", "evaluation.json", "model_card.md"} <= top
     cards = {file.path for file in client.list_artifacts(run_id, f"datasets/{identity}")}
     assert cards == {f"datasets/{identity}/{name}" for name in ("report.json", "report.html", "source.json", "card.md")}
     inputs = {one.dataset.name: one.tags[0].value for one in client.get_run(run_id).inputs.dataset_inputs}
@@ -217,7 +241,10 @@ def test_a_run_that_is_begun_again_for_the_same_job_stays_one_run_and_one_versio
     tracker = Tracker(trained.place.settings)
 
     assert tracker.start(SALES, trained.first.job_id, "again", {}, {}) == trained.first.run_id
-    assert tracker.register(SALES, trained.first.run_id, trained.first.job_id, {}) == trained.first.version
+    again = tracker.register(SALES, trained.first.run_id, trained.first.job_id, {})
+    assert replace(again, tags={}) == replace(trained.first.version, tags={})
+    assert trained.first.version.tags.keys() <= again.tags.keys()
+    assert len(trained.place.client.search_model_versions(f"name = '{SALES}'")) == 3
 
 
 def test_models_are_found_by_name_and_what_there_is_is_said_where_one_is_not(trained: Trained) -> None:
@@ -316,3 +343,226 @@ def test_a_fine_tune_that_fails_leaves_a_failed_run_with_the_reason_and_no_versi
     assert run.info.status == "FAILED"
     assert run.data.tags["error"].startswith("lora.last_layers is 99")
     assert list(place.client.search_model_versions(f"name = '{SALES}'")) == []
+
+
+def weights_of(place: Place, job_id: str) -> dict[str, torch.Tensor]:
+    return load_file(place.settings.home / "jobs" / job_id / "adapter" / adapter.WEIGHTS)
+
+
+@pytest.mark.parametrize(("name", "end"), [("first", JobState.SUCCEEDED), ("rejected", JobState.REJECTED)])
+def test_a_job_goes_from_queued_to_its_end_and_says_why(name: str, end: JobState, trained: Trained) -> None:
+    outcome: Outcome = getattr(trained, name)
+    moves = trained.place.jobs.moves(outcome.job_id)
+    record = trained.place.jobs.get(outcome.job_id)
+
+    assert [move.after for move in moves] == [JobState.QUEUED, JobState.RUNNING, JobState.EVALUATING, end]
+    assert moves[1].reason.startswith("started by ")
+    assert [moves[0].reason, *(move.reason for move in moves[2:])] == [
+        "preparing the data", "on 4 held-out rows", outcome.decision.reason,
+    ]  # fmt: skip
+    assert (record.state, record.reason, record.error_message) == (end, outcome.decision.reason, None)
+    assert (record.run_id, record.model_version) == (outcome.run_id, outcome.version.version)
+    assert (record.owner, record.attempts) == (None, 1)
+    assert record.config["training"]["max_steps"] == 60
+    tags = trained.place.client.get_run(outcome.run_id).data.tags
+    assert record.dataset_ids == (tags["dataset_ids"],)
+    assert record.progress is not None
+    assert (record.progress.step, record.progress.total_steps) == (60, 60)
+
+
+def test_a_job_is_followed_by_its_events(trained: Trained) -> None:
+    *others, last = trained.place.events(trained.first.job_id)
+
+    assert {event.type for event in others} == {PROGRESS}
+    assert (last.type, last.model_id) == (COMPLETED, SALES)
+    assert last.data["accuracy"] == pytest.approx(trained.first.candidate["field_accuracy"])
+    told = [event.data for event in others if "loss" in event.data]
+    assert len(told) >= 2
+    assert [data["epoch"] for data in told] == sorted(data["epoch"] for data in told)
+    assert all(data["totalEpochs"] == 9 and data["loss"] > 0 for data in told)
+    assert any("estimatedCompletion" in data for data in told)
+    assert 0 <= told[-1]["accuracy"] <= 1
+
+
+def test_a_job_that_was_cancelled_keeps_its_checkpoint_and_ends_with_the_bits_of_an_undisturbed_one(
+    trained: Trained, tmp_path: Path, tiny_base: Path
+) -> None:
+    """The other run had the same rows, configuration and seed, in another folder."""
+    place = make_place(tmp_path, tiny_base)
+
+    class Impatient(TerminalReporter):
+        def event(self, event: dict[str, Any]) -> None:
+            if event["event"] == "Stepped" and event["step"] == 2:
+                (record,) = place.jobs.find()
+                place.jobs.request_cancel(record.id)
+
+    reporter = Impatient(Console(file=io.StringIO()))
+    job = training.submit(place.config(), place.settings, place.jobs, reporter, local=True)
+    with pytest.raises(CancelledError, match=r"cancelled on request; the checkpoint of step \d+ is kept"):
+        execute(job, place.settings, reporter, local=True)
+
+    record = place.jobs.get(job.id)
+    assert record.state is JobState.CANCELLED
+    assert record.error_message == record.reason
+    assert place.events(job.id)[-1].data["errorMessage"] == record.reason
+    (kept,) = (job.folder / "checkpoints").iterdir()
+    assert f"checkpoint of step {int(kept.name.removeprefix('step-'))} is kept" in record.reason
+    assert not job.adapter_folder.exists()
+
+    place.jobs.move(job.id, JobState.QUEUED, "resumed")
+    execute(job, place.settings, TerminalReporter(Console(file=io.StringIO())), local=True)
+
+    found, wanted = weights_of(place, job.id), weights_of(trained.place, trained.first.job_id)
+    assert found.keys() == wanted.keys()
+    assert [name for name, value in wanted.items() if not torch.equal(found[name], value)] == []
+    assert place.jobs.get(job.id).state is JobState.SUCCEEDED
+    assert place.jobs.get(job.id).attempts == 2
+    assert len(place.runs()) == 1
+
+
+def test_ctrl_c_cancels_a_job(tmp_path: Path, tiny_base: Path) -> None:
+    place = make_place(tmp_path, tiny_base)
+
+    class Interrupted(TerminalReporter):
+        def event(self, event: dict[str, Any]) -> None:
+            if event["event"] == "Stepped":
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(place.config(), place.settings, Interrupted(Console(file=io.StringIO())), local=True)
+
+    (record,) = place.jobs.find()
+    assert (record.state, record.reason) == (JobState.CANCELLED, "interrupted; the last checkpoint is kept")
+    (run,) = place.runs()
+    assert run.info.status == "KILLED"
+
+
+def few_rows(place: Place) -> dict[str, Any]:
+    lines = place.leads.read_text(encoding="utf-8").splitlines(keepends=True)
+    place.leads.write_text("".join(lines[:2]), encoding="utf-8")
+    return {}
+
+
+def wrong_labels(place: Place) -> dict[str, Any]:
+    text = place.leads.read_text(encoding="utf-8")
+    place.leads.write_text(text.replace(",unknown,unknown", ",nonsense,unknown"), encoding="utf-8")
+    return {}
+
+
+FAILURES = {
+    "a file that is not there": (lambda place: {"data": [{"path": "nowhere.csv"}]}, "nowhere.csv", False),
+    "a dataset that is not there": (
+        lambda place: {"data": [{"path": "ds_0123456789abcdef"}]}, "ds_0123456789abcdef", False,
+    ),
+    "too few rows for the split": (few_rows, "too few rows: ", False),
+    "a file that is refused": (wrong_labels, "leads.csv is refused: ", False),
+    "a format that is slow here": (
+        lambda place: {"training": TRAINING | {"precision": "bf16"}}, "training.precision: bf16 products run at 0.25", False,
+    ),
+    "a base model that is not there": (lambda place: {"base_model": "/nowhere"}, "/nowhere", False),
+    "settings that do not fit the model": (
+        lambda place: {"lora": {"last_layers": 99}}, "lora.last_layers is 99, but the base model has 2 layers", True,
+    ),
+    "a learning rate far too high": (
+        lambda place: {"training": TRAINING | {"learning_rate": 1e9, "eval_steps": 1}}, "lower training.learning_rate (now 1e+09)", True,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "said", "is_run"), FAILURES.values(), ids=FAILURES.keys())
+def test_a_job_that_fails_holds_the_line_that_the_user_sees(
+    change: Any, said: str, is_run: bool, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(precision, "_cpu_rate", lambda dtype: 1.0 if dtype == torch.bfloat16 else 4.0)
+    place = make_place(tmp_path, tiny_base)
+
+    with pytest.raises(NeuroWeaverError) as caught:
+        place.train(**change(place))
+
+    (record,) = place.jobs.find()
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert (record.state, record.reason, record.error_message) == (
+        JobState.FAILED,
+        str(caught.value),
+        str(caught.value),
+    )
+    assert [move.after for move in place.jobs.moves(record.id)] == [
+        JobState.QUEUED, *([JobState.RUNNING] if is_run else []), JobState.FAILED,
+    ]  # fmt: skip
+    last = place.events(record.id)[-1]
+    assert (last.type, last.data["errorMessage"]) == (FAILED, str(caught.value))
+    assert [run.data.tags["error"] for run in place.runs()] == ([str(caught.value)] if is_run else [])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "reason"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), TrainingError, "lower training.batch_size"),
+        (MemoryError(), TrainingError, "lower training.batch_size"),
+        (RuntimeError("shapes [1, 2] and [3, 4] don't fit"), RuntimeError, "RuntimeError: shapes [1, 2] and [3, 4] don't fit"),
+    ],
+    ids=["the memory of the GPU", "the memory of Python", "something else"],
+)  # fmt: skip
+def test_errors_of_memory_say_what_to_lower_and_others_stay_what_they_are(
+    error: Exception, kind: type[Exception], reason: str, tmp_path: Path, tiny_base: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    place = make_place(tmp_path, tiny_base)
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(packed, "loss_sum", fail)
+    monkeypatch.setattr(packed, "enable", lambda *_: False)
+
+    with pytest.raises(kind):
+        place.train()
+
+    (record,) = place.jobs.find()
+    assert record.state is JobState.FAILED
+    assert reason in (record.error_message or "")
+    if kind is TrainingError:
+        assert record.error_message is not None
+        assert record.error_message.startswith("not enough memory for batches of 4 examples of up to 2048 tokens: ")
+        assert "training.gradient_checkpointing=true" in record.error_message
+
+
+SHORT_OF_MEMORY = """
+import json, resource, sys
+from pathlib import Path
+from neuroweaver.errors import TrainingError
+from pipelines import job as jobs
+
+job = jobs.unpack(json.loads(Path(sys.argv[1], "job.json").read_text(encoding="utf-8")))
+try:
+    for event in jobs.train(job):
+        if event["event"] == "Started":
+            status = Path("/proc/self/status").read_text()
+            used = int(status.split("VmSize:")[1].split()[0]) * 1024
+            resource.setrlimit(resource.RLIMIT_AS, (used + 32 * 2**20, used + 32 * 2**20))
+        print(event["event"])
+except TrainingError as error:
+    print(error)
+    sys.exit(3)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone limits what a process may allocate")
+def test_a_process_that_gets_no_more_memory_says_what_to_lower(tmp_path: Path, tiny_base: Path) -> None:
+    place = make_place(tmp_path, tiny_base)
+    reporter = TerminalReporter(Console(file=io.StringIO()))
+    config = place.config(training=TRAINING | {"batch_size": 48})
+    job = training.submit(config, place.settings, place.jobs, reporter, local=True)
+
+    done = subprocess.run(
+        [sys.executable, "-c", SHORT_OF_MEMORY, str(job.folder)], capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+    assert done.returncode == 3, done.stdout + done.stderr
+    said = done.stdout.splitlines()
+    assert said[:-1] == ["Loaded", "Started"]
+    assert said[-1].startswith(
+        "not enough memory for batches of 48 examples of up to 2048 tokens: lower training.batch"
+    )

@@ -7,7 +7,7 @@ import pytest
 
 from neuroweaver import answers, base_model, prompts
 from neuroweaver.tasks import LEAD_QUALIFICATION, PARTS_LOOKUP
-from pipelines.collate import IGNORED, Batch, batches, collate
+from pipelines.collate import IGNORED, Batch, InMemory, batches, collate, learnt_tokens
 from pipelines.encoding import Example, encode
 
 LEAD: dict[str, Any] = {
@@ -27,12 +27,15 @@ def tokenizer(tiny_base: Path) -> Any:
 
 
 def whole_rows(batch: Batch) -> list[tuple[list[int], list[int]]]:
-    """Each row with its prefix put back, as (tokens, labels of the same positions)."""
-    prefix = batch.prefix_P.tolist()
-    return [
-        (prefix + tokens, [IGNORED] * len(prefix) + labels)
-        for tokens, labels in zip(batch.tokens_BT.tolist(), batch.labels_BT.tolist(), strict=True)
-    ]
+    """Each example by itself, as (tokens, labels of the same positions)."""
+    tokens, labels = batch.tokens_N.tolist(), batch.labels_N.tolist()
+    rows, start = [], batch.prefix
+    for length in batch.lengths:
+        own = slice(start, start + length)
+        rows.append((tokens[: batch.prefix] + tokens[own], labels[: batch.prefix] + labels[own]))
+        start += length
+    assert start == len(tokens) == len(labels)
+    return rows
 
 
 def test_an_example_is_the_prompt_and_the_completion_with_its_end(tokenizer: Any) -> None:
@@ -48,13 +51,13 @@ def test_an_example_is_the_prompt_and_the_completion_with_its_end(tokenizer: Any
 def test_the_loss_covers_the_completion_and_its_end_and_nothing_else(tokenizer: Any) -> None:
     examples = [encode(tokenizer, LEAD_QUALIFICATION, LEAD | {"customer_message": text}) for text in ("A van", "Hi")]
 
-    for example, (tokens, labels) in zip(examples, whole_rows(collate(examples, 0)), strict=True):
+    for example, (tokens, labels) in zip(examples, whole_rows(collate(examples)), strict=True):
         learnt = [position for position, label in enumerate(labels) if label != IGNORED]
         start = len(example.prompt) - 1
         assert learnt == list(range(start, start + len(example.completion)))
         assert [labels[position] for position in learnt] == list(example.completion)
-        # Every label is the token that really comes next; the last one is the end of the text.
-        assert [tokens[position + 1] for position in learnt] == list(example.completion)
+        # Every label is the token that really comes next; the end of the text is learnt, and nothing follows it.
+        assert [*tokens, example.completion[-1]] == [*example.prompt, *example.completion]
 
 
 def test_labels_that_nobody_stated_are_written_but_not_learnt(tokenizer: Any) -> None:
@@ -67,46 +70,60 @@ def test_labels_that_nobody_stated_are_written_but_not_learnt(tokenizer: Any) ->
     )
     assert kept[-1] == tokenizer.eos_token_id
     assert example.completion == encode(tokenizer, LEAD_QUALIFICATION, LEAD).completion
-    batch = collate([example], 0)
-    assert batch.learnt_tokens == len(kept)
-    assert [label for label in batch.labels_BT[0].tolist() if label != IGNORED] == kept
+    assert learnt_tokens([example, example]) == 2 * len(kept)
+    assert [label for label in collate([example]).labels_N.tolist() if label != IGNORED] == kept
 
 
 def test_a_batch_holds_what_its_prompts_share_once(tokenizer: Any) -> None:
     examples = [encode(tokenizer, LEAD_QUALIFICATION, LEAD | {"customer_message": text}) for text in ("van", "bus", "")]
-    batch = collate(examples, 0)
+    batch = collate(examples)
 
     prefix = LEAD_QUALIFICATION.template.split("{")[0]
-    assert tokenizer.decode(batch.prefix_P) == f"<|im_start|>user\n{prefix}"
+    assert tokenizer.decode(batch.tokens_N[: batch.prefix]) == f"<|im_start|>user\n{prefix}"
     for example, (tokens, _) in zip(examples, whole_rows(batch), strict=True):
-        whole = [*example.prompt, *example.completion]
-        assert tokens == whole + [0] * (len(tokens) - len(whole))
-    assert batch.total_tokens == batch.prefix_P.numel() + batch.tokens_BT.numel()
+        assert tokens == [*example.prompt, *example.completion[:-1]]
+    assert batch.total_tokens == batch.prefix + sum(len(example) - 1 - batch.prefix for example in examples)
 
 
 def test_every_row_keeps_a_prompt_token_of_its_own() -> None:
     same = Example((5, 6, 7), (8, 2), (True, True))
-    batch = collate([same, same], 0)
+    batch = collate([same, same])
 
-    assert batch.prefix_P.tolist() == [5, 6]
-    assert batch.tokens_BT.tolist() == [[7, 8, 2]] * 2
-    assert batch.labels_BT.tolist() == [[8, 2, IGNORED]] * 2
+    assert (batch.prefix, batch.lengths) == (2, (2, 2))
+    assert batch.tokens_N.tolist() == [5, 6, 7, 8, 7, 8]
+    assert batch.positions_N.tolist() == [0, 1, 2, 3, 2, 3]
+    assert batch.labels_N.tolist() == [IGNORED, IGNORED, 8, 2, 8, 2]
 
 
 def test_a_prompt_that_begins_another_one_shares_all_but_its_last_token() -> None:
     short, long = Example((5, 6), (8, 2), (True, True)), Example((5, 6, 7, 9), (8, 2), (False, True))
-    batch = collate([long, short], 0)
+    batch = collate([long, short])
 
-    assert batch.prefix_P.tolist() == [5]
-    assert batch.tokens_BT.tolist() == [[6, 7, 9, 8, 2], [6, 8, 2, 0, 0]]
-    assert batch.labels_BT.tolist() == [[IGNORED, IGNORED, IGNORED, 2, IGNORED], [8, 2, IGNORED, IGNORED, IGNORED]]
+    assert (batch.prefix, batch.lengths) == (1, (4, 2))
+    assert batch.tokens_N.tolist() == [5, 6, 7, 9, 8, 6, 8]
+    assert batch.positions_N.tolist() == [0, 1, 2, 3, 4, 1, 2]
+    assert batch.labels_N.tolist() == [IGNORED, IGNORED, IGNORED, IGNORED, 2, 8, 2]
 
 
 def test_prompts_that_share_nothing_have_no_prefix() -> None:
-    batch = collate([Example((5, 6), (8,), (True,)), Example((7, 6), (8,), (True,))], 0)
+    batch = collate([Example((5, 6), (8,), (True,)), Example((7, 6, 4), (8,), (True,))])
 
-    assert batch.prefix_P.numel() == 0
-    assert batch.tokens_BT.tolist() == [[5, 6, 8], [7, 6, 8]]
+    assert (batch.prefix, batch.lengths) == (0, (2, 3))
+    assert batch.tokens_N.tolist() == [5, 6, 7, 6, 4]
+    assert batch.positions_N.tolist() == [0, 1, 0, 1, 2]
+    assert batch.labels_N.tolist() == [IGNORED, 8, IGNORED, IGNORED, 8]
+
+
+@pytest.mark.parametrize("first", [5, 4], ids=["a shared prefix", "nothing shared"])
+def test_padded_rows_hold_the_same_examples_one_by_one(first: int) -> None:
+    examples = [Example((5, 6), (8, 2), (True, True)), Example((first, 6, 7, 9), (8, 2), (False, True))]
+    tokens_BT, labels_BT, mask_BT = collate(examples).padded()
+
+    assert tokens_BT.tolist() == [[5, 6, 8, 0, 0], [first, 6, 7, 9, 8]]
+    assert labels_BT.tolist() == [
+        [IGNORED, 8, 2, IGNORED, IGNORED], [IGNORED, IGNORED, IGNORED, IGNORED, 2],
+    ]  # fmt: skip
+    assert mask_BT.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
 
 
 def numbered(count: int) -> list[Example]:
@@ -140,3 +157,14 @@ def test_a_batch_is_made_of_one_task_where_it_can_be(tokenizer: Any) -> None:
     made = batches([*leads, *parts], 4, seed=1, epoch=0)
 
     assert all(len({example.prompt[:40] for example in batch}) == 1 for batch in made)
+
+
+def test_examples_in_memory_are_an_epoch_from_any_batch_on() -> None:
+    examples = numbered(10)
+    source = InMemory(examples)
+
+    assert (source.examples, source.steps_per_epoch(4), source.steps_per_epoch(5)) == (10, 3, 2)
+    whole = list(source.epoch(2, 4, seed=7))
+    assert whole == batches(examples, 4, seed=7, epoch=2)
+    assert list(source.epoch(2, 4, seed=7, start=2)) == whole[2:]
+    assert list(source.epoch(2, 4, seed=7, start=3)) == []

@@ -58,7 +58,7 @@ def test_an_unknown_key_names_the_one_that_was_meant(sales: Path) -> None:
 
 
 def test_an_unknown_key_that_is_like_none_names_all_that_are_allowed(sales: Path) -> None:
-    with pytest.raises(ConfigError, match=r"lora\.zzz: unknown key \(allowed: rank, alpha, .*last_layers\)"):
+    with pytest.raises(ConfigError, match=r"lora\.zzz: unknown key \(allowed: rank, alpha, .*last_layers, init_from\)"):
         load_config(sales, ["lora.zzz=1"])
 
 
@@ -81,6 +81,18 @@ def test_an_override_that_is_none_is_refused_with_its_text(sales: Path, override
         load_config(sales, [override])
 
     assert repr(override) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_the_output_head_is_never_adapted(sales: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=f"lora: .*must not hold {name}: embedding and head are often one tensor"):
+        load_config(sales, [f"lora.target_modules=[q_proj, {name}]"])
+
+
+def test_a_learning_rate_that_is_no_number_is_refused(sales: Path) -> None:
+    for text in (".nan", "-1e-3", "0", "fast", "nan"):
+        with pytest.raises(ConfigError, match="training.learning_rate"):
+            load_config(sales, [f"training.learning_rate={text}"])
 
 
 def test_a_task_of_another_model_type_is_refused(sales: Path) -> None:
