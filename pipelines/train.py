@@ -97,7 +97,7 @@ def _take_adapter(config: FinetuneConfig, settings: Settings, job: Job, base: ba
     found = read_manifest(folder)
     if found.base_sha256 != base.sha256:
         raise errors.ConfigError(
-            f"lora.init_from: the adapter was trained on base model {found.base_model} ({found.base_sha256[:16]}…), not "
-            f"on {base.name} ({base.sha256[:16]}…)"
+            f"lora.init_from: the adapter was trained on base model {found.base_model} ({found.base_sha256[:16]}…), "
+            f"not on {base.name} ({base.sha256[:16]}…)"
         )
     shutil.copytree(folder, job.folder / "init", dirs_exist_ok=True)
