@@ -15,7 +15,7 @@ from rich.console import Console
 from neuroweaver import __version__, memory, settings
 from neuroweaver.adapter import parse_ref
 from neuroweaver.errors import EXIT_FAILED, EXIT_WRONG_CALL, ConfigError, NeuroWeaverError, UsageError
-from pipelines import cli_compare, cli_data, cli_export, cli_jobs, cli_models, cli_train_all
+from pipelines import cli_compare, cli_data, cli_export, cli_jobs, cli_models, cli_sweep, cli_train_all
 from pipelines.terminal import Json, MappingName, TaskName, err, harmless, out
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ app.command()(cli_models.models)
 app.command()(cli_models.promote)
 app.command()(cli_export.export)
 app.command("train-all")(cli_train_all.train_all)
+app.command()(cli_sweep.sweep)
 app.add_typer(cli_data.datasets_app, name="datasets")
 app.add_typer(cli_data.crm_app, name="crm")
 app.add_typer(cli_data.import_app, name="import")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +109,18 @@ class RaySection(_Section):
     max_failures: int = Field(2, ge=0, description="how often a worker that dies is replaced")
 
 
+class SweepSection(_Section):
+    """What `neuroweaver sweep` tries, such as `training.learning_rate: {loguniform: [1e-4, 1e-2]}`.
+
+    `sweep_space.py` says which kinds of ranges there are, and checks them.
+    """
+
+    parameters: dict[str, dict[str, list[Any]]] = Field({}, description="dotted key -> {kind: values}")
+    trials: int = Field(8, ge=1, le=1000)
+    grace: float = Field(0.2, gt=0, lt=1, description="share of a training before it may be stopped as hopeless")
+    reduction: float = Field(3, gt=1, le=100, description="of so many that get this far, one goes on")
+
+
 class FinetuneConfig(_Section):
     """One fine-tune."""
 
@@ -121,6 +133,8 @@ class FinetuneConfig(_Section):
     evaluation: EvaluationSection = EvaluationSection()
     gate: GateSection = GateSection()
     ray: RaySection = RaySection()
+    # No part of a fine-tune: whoever trains, stores or compares one does not see it.
+    sweep: SweepSection = Field(SweepSection(), exclude=True)
 
     @model_validator(mode="after")
     def _tasks_fit(self) -> FinetuneConfig:
@@ -170,10 +184,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise ConfigError(f"override {override!r}: {text!r} is not YAML") from None
-    values[last] = _number(value)
+    values[last] = number(value)
 
 
-def _number(value: Any) -> Any:
+def number(value: Any) -> Any:
     """YAML 1.1 reads 1e-3 as text; everyone who types it means a number."""
     if isinstance(value, str):
         try:
@@ -211,6 +225,21 @@ def with_data(
     }
     try:
         return FinetuneConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(describe(error))) from None
+
+
+def with_values(config: FinetuneConfig, values: Mapping[str, Any]) -> FinetuneConfig:
+    """`config` with other values of dotted keys. Raises ConfigError with every one that is not allowed."""
+    changed = dump(config)
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        section = changed
+        for name in sections:
+            section = section[name]
+        section[last] = value
+    try:
+        return FinetuneConfig.model_validate(changed)
     except ValidationError as error:
         raise ConfigError("; ".join(describe(error))) from None
 
