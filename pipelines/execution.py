@@ -7,14 +7,12 @@ way of `run_log`) and to `log.txt` in the job's folder.
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from neuroweaver import adapter, base_model, errors, files
+from neuroweaver import adapter, base_model, errors, files, processes
 from neuroweaver.events import EventLog, TrainingProgress
 from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.settings import Settings, masked_url
@@ -27,6 +25,7 @@ from pipelines.job import Job
 from pipelines.judge import Judge
 from pipelines.outcome import Outcome
 from pipelines.prepare import Reporter, held_out_rows
+from pipelines.ray_cluster import HeadLostError
 from pipelines.run_log import RunLog
 
 _STOP_SECONDS = 8.0  # for a worker to save a checkpoint
@@ -53,7 +52,8 @@ class Execution:
         self._begin_log(datasets, held_out)
         with self.log.system_metrics():
             seconds = self._fine_tuned()
-            self.jobs.move(self.job.id, JobState.EVALUATING, f"on {len(held_out)} held-out rows")
+            words = f"on {len(held_out)} held-out rows"
+            self.jobs.move(self.job.id, JobState.EVALUATING, words, owner=processes.this_process())
             self.reporter.step(f"evaluate on {len(held_out)} held-out rows")
             judge = Judge(self.job, self.settings, self.log, self.reporter, self._when_mlflow_answers, self.check)
             outcome = judge.judge(datasets, held_out, seconds)
@@ -192,7 +192,8 @@ def execute(job: Job, settings: Settings, reporter: Reporter, *, local: bool) ->
     store = open_store(settings)
     jobs, events = Jobs(store), EventLog(store)
     with _alone(job):
-        jobs.claim(job.id, f"{socket.gethostname()}:{os.getpid()}")
+        owner = processes.this_process()
+        jobs.claim(job.id, owner)
         log = RunLog(job.folder, settings)
         with TrainingProgress(jobs, events, job.id, job.config.model_type) as progress:
             execution = Execution(job, settings, reporter, local, jobs, progress, log)
@@ -204,20 +205,23 @@ def execute(job: Job, settings: Settings, reporter: Reporter, *, local: bool) ->
                 reserve.unlink(missing_ok=True)
             except BaseException as error:
                 reserve.unlink(missing_ok=True)
+                if isinstance(error, HeadLostError):  # whoever watches hands the job in again, or gives it up
+                    raise
                 state, reason = _end_of(error)
                 with contextlib.suppress(Exception):  # the reason of the failure counts more than the note of it
                     log.tags({"error": reason[:500]})
                     log.end("KILLED" if state is JobState.CANCELLED else "FAILED")
                 with contextlib.suppress(Exception):
                     progress.failed(reason)
-                jobs.move(job.id, state, reason, error_message=reason)
+                jobs.move(job.id, state, reason, error_message=reason, owner=owner)
                 raise
             log.end()
             log.deliver(5)
             progress.completed(outcome.candidate.get("field_accuracy"))
             jobs.update(job.id, model_version=outcome.version.version)
             passed = outcome.decision.metric is None
-            jobs.move(job.id, JobState.SUCCEEDED if passed else JobState.REJECTED, outcome.decision.reason)
+            state = JobState.SUCCEEDED if passed else JobState.REJECTED
+            jobs.move(job.id, state, outcome.decision.reason, owner=owner)
     return outcome
 
 

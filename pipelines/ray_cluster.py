@@ -189,13 +189,15 @@ def _client(address: str, process: subprocess.Popen[bytes], scratch: Path) -> An
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the head, and what is left of its session: agents of one that was killed would go on for a minute."""
     process.terminate()
-    try:
+    with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.getsid(int(path.name)) == process.pid:
+                os.kill(int(path.name), signal.SIGKILL)
+    process.wait()
 
 
 def _free_ports(count: int) -> list[int]:

@@ -10,15 +10,17 @@ from neuroweaver import errors, memory
 from pipelines import job as jobs
 from pipelines import ray_stream
 from pipelines.job import Job
+from pipelines.ray_cluster import HeadLostError
 
 
 def run(job: Job) -> Iterator[dict[str, Any]]:
     """Train on the cluster this process has joined, and yield the events as they happen.
 
     A worker that dies is replaced and goes on from the newest checkpoint. Raises TrainingError with the worker's own
-    words where all retries are used up.
+    words where all retries are used up, HeadLostError where the cluster itself is gone.
     """
     import ray
+    from ray.exceptions import RayError
     from ray.train import DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.util.queue import Empty, Queue
@@ -70,9 +72,14 @@ def run(job: Job) -> Iterator[dict[str, Any]]:
             except Empty:
                 if over:
                     break
+                yield {"event": "Waiting"}  # so that whoever reads can cancel, though no worker has started yet
+            except RayError as error:
+                raise HeadLostError(f"the Ray cluster is gone: {_reason(error)}") from error
     finally:
         events.shutdown(force=True)
     thread.join()
+    if isinstance(outcome[0], RayError):
+        raise HeadLostError(f"the Ray cluster is gone: {_reason(outcome[0])}")
     if outcome[0] is not None:
         raise errors.TrainingError(_reason(outcome[0]))
 

@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from neuroweaver import processes
 from neuroweaver.errors import NeuroWeaverError, TrainingError
 from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.settings import Settings
@@ -46,6 +48,7 @@ class Supervisor:
                     self._watch_or_cancel(head, log)
                 return
             except HeadLostError as error:
+                self._outlive_process()
                 if self._ended():
                     return
                 self._take_back(f"{error}: handed in again", error, is_last)
@@ -114,6 +117,15 @@ class Supervisor:
         self.say(reason)
         if self.jobs.get(self.job.id).state is not JobState.QUEUED:
             self.jobs.move(self.job.id, JobState.QUEUED, reason)
+
+    def _outlive_process(self) -> None:
+        """Ray kills a job's process some moments after its head: until then it may still write what happens."""
+        owner = self.jobs.get(self.job.id).owner
+        until = time.monotonic() + _GRACE_SECONDS
+        while owner and processes.is_here(owner) and not processes.is_gone(owner, datetime.now(UTC)):
+            if time.monotonic() > until:
+                return
+            time.sleep(_POLL_SECONDS)
 
     def _give_up(self, state: JobState, reason: str) -> None:
         """The last state of a job whose process can't say it any more, and the event that tells watchers."""
