@@ -47,6 +47,8 @@ format: setup ## apply formatting and safe fixes
 	$(BIN)/ruff format .
 
 bench: setup ## measure and write benchmarks/results/
+	$(BIN)/neuroweaver bench validation --save
+	$(BIN)/neuroweaver bench training --save
 	$(BIN)/python -m benchmarks.main_job
 
 clean: ## remove the environment and caches, keep the data folder

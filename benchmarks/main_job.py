@@ -1,4 +1,4 @@
-"""How fast the main job's two halves are on this machine, beside what its matrix multiplications allow.
+"""How fast the main job answers on this machine, beside what its matrix multiplications allow.
 
     make bench
 
@@ -11,54 +11,22 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from benchmarks.training import gemm_flops
 from neuroweaver import base_model, memory, prompts, settings
 from neuroweaver.generation import Generator, Prompt
 from neuroweaver.tasks import LEAD_QUALIFICATION
-from pipelines.collate import batches, collate
 from pipelines.config import load_config
-from pipelines.encoding import Example, encode
-from pipelines.finetune import add_lora, loss_sum
 from pipelines.validate import validate_file
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = Path("configs/finetune/sales.yaml")
 LEADS = Path("datasets/sales/lead_qualification.csv")
-WARM_UP, STEPS, ANSWERS, SEED = 2, 12, 48, 7
-
-
-def gemm_flops(rows: int = 1024) -> float:
-    """Floating-point operations per second of fp32 products as the model's MLP has them (576 x 1536)."""
-    a, b = torch.randn(rows, 576), torch.randn(1536, 576)
-    for _ in range(10):
-        a @ b.T
-    times = []
-    for _ in range(30):
-        start = time.perf_counter()
-        for _ in range(10):
-            a @ b.T
-        times.append((time.perf_counter() - start) / 10)
-    return 2 * rows * 576 * 1536 / statistics.median(times)
-
-
-def step_flops(model: Any, examples: list[Example], last_layers: int) -> float:
-    """What forward and backward of one batch can't do without: padding, attention and LoRA not counted.
-
-    The backward pass needs each adapted layer once more (the weights themselves are frozen), the output head for
-    completion tokens only.
-    """
-    layer = sum(p.numel() for p in model.get_decoder().layers[0].parameters() if p.dim() == 2)
-    layers, head = model.config.num_hidden_layers, model.get_output_embeddings().weight.numel()
-    shared = len(collate(examples, pad=0).prefix_P)
-    tokens = shared + sum(len(example) - shared for example in examples)
-    learnt = sum(sum(example.learnt) for example in examples)
-    return 2.0 * layer * tokens * (layers + last_layers) + 4.0 * head * learnt
+ANSWERS = 48
 
 
 def main() -> None:
@@ -68,7 +36,6 @@ def main() -> None:
     model, tokenizer = base_model.load(base_model.fetch(config.base_model, current.home))
     model.requires_grad_(False)
     rows = validate_file(LEADS, model_type="automotive-sales", data_format="csv").rows
-    examples = [encode(tokenizer, LEAD_QUALIFICATION, row.values) for row in rows]
     flops = gemm_flops()
 
     generator = Generator(model, tokenizer)
@@ -78,35 +45,11 @@ def main() -> None:
     answers = generator.generate(asked)
     answering = time.perf_counter() - start
 
-    torch.manual_seed(SEED)
-    tuned = add_lora(model, config.lora)
-    weights = [p for p in tuned.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=config.training.learning_rate)
-    taken, least, samples = 0.0, 0.0, 0
-    last_layers = config.lora.last_layers or model.config.num_hidden_layers
-    for number, group in enumerate(batches(examples, config.training.batch_size, SEED, 0)[: WARM_UP + STEPS]):
-        start = time.perf_counter()
-        batch = collate(group, tokenizer.eos_token_id)
-        (loss_sum(tuned, batch) / batch.learnt_tokens).backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if number >= WARM_UP:
-            taken += time.perf_counter() - start
-            least += step_flops(model, group, last_layers) / flops
-            samples += len(group)
-
     result = {
         "cores": len(os.sched_getaffinity(0)),
         "machine": f"{platform.machine()}, {torch.backends.cpu.get_cpu_capability()}",
         "torch": torch.__version__,
-        "seed": SEED,
         "gemm_gflops": round(flops / 1e9, 1),
-        "training": {
-            "samples_per_second": round(samples / taken, 2),
-            "limit_samples_per_second": round(samples / least, 2),
-            "share_of_limit": round(least / taken, 3),
-            "batch_size": config.training.batch_size,
-        },
         "answering": {
             "rows_per_second": round(len(answers) / answering, 2),
             "chosen_tokens_per_second": round(sum(a.chosen_tokens for a in answers) / answering, 1),

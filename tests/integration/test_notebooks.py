@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -80,3 +81,16 @@ def test_a_data_folder_without_runs_is_told_how_to_make_some(tmp_path: Path, mon
 
     assert "There are no two finished runs of one model type yet (0 in all)" in str(outputs)
     assert not any("image/png" in data for data in outputs)
+
+
+def test_fine_tuning_by_hand_lowers_the_loss_and_answers(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTEBOOK_BASE_MODEL", str(tiny_base))
+
+    outputs = executed(ROOT / "notebooks" / "02-fine-tuning-by-hand.ipynb", tmp_path, monkeypatch)
+
+    losses, answer = (ast.literal_eval(data["text/plain"]) for data in outputs)
+    assert len(losses) == 4
+    assert losses[-1] < losses[0]
+    assert isinstance(answer, str)
