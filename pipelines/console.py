@@ -110,11 +110,11 @@ class TerminalReporter:
 
 def outcome_table(outcome: Outcome) -> Table:
     """Base model, champion and this run on the held-out split, field by field."""
-    champion = f"champion @{outcome.champion_version}" if outcome.champion else "champion (none yet)"
+    champion = f"champion @{outcome.champion_version}" if outcome.champion else "no champion"
     table = Table(title=f"{outcome.version.model_type} on {outcome.held_out_rows} held-out rows", title_justify="left")
     table.add_column("")
     for name in ("base model", champion, f"this run @{outcome.version.version}", "95 %"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name in _OVERALL:
         if outcome.candidate[name] is not None:
             cells = [scores[name] if scores else None for scores in (outcome.base, outcome.champion, outcome.candidate)]
@@ -124,7 +124,10 @@ def outcome_table(outcome: Outcome) -> Table:
     for field, values in outcome.candidate["fields"].items():
         measure = "f1" if field in free_text else "accuracy"
         cells = [scores["fields"][field][measure] if scores else None for scores in (outcome.base, outcome.champion)]
-        table.add_row(f"  {field} ({measure})", *map(_rate, cells), _rate(values[measure]))
+        ends = _ends(values["interval"]) if measure == "accuracy" else ""
+        table.add_row(
+            f"  {field}{' (F1)' if measure == 'f1' else ''}", *map(_rate, cells), _rate(values[measure]), ends
+        )
     return table
 
 
@@ -224,7 +227,7 @@ def report_lines(report: ValidationReport) -> Iterator[str]:
 
 
 def _ends(ends: Sequence[float] | None) -> str:
-    return "" if ends is None else f"{ends[0]:.3f} to {ends[1]:.3f}"
+    return "" if ends is None else f"{ends[0]:.3f}–{ends[1]:.3f}"
 
 
 def _rate(value: float | None) -> str:
