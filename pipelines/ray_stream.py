@@ -14,6 +14,12 @@ from pipelines.encoding import Example, encode
 from pipelines.job import Job
 
 _WINDOW = 32  # batches that are sorted and shuffled together
+_CORES = 2  # what Ray Data asks for to read and to tokenise; with fewer it waits for ever
+
+
+def cores(job: Job) -> int:
+    """What a job's workers need, and beside them the stream that each of them reads."""
+    return job.config.ray.num_workers * (job.cpus + (_CORES if job.streams else 0))
 
 
 class Streamed:

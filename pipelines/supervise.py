@@ -16,7 +16,7 @@ from neuroweaver import processes
 from neuroweaver.errors import NeuroWeaverError, TrainingError
 from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.settings import Settings
-from pipelines import ray_cluster, refusals
+from pipelines import ray_cluster, ray_stream, refusals
 from pipelines.job import Job
 from pipelines.ray_cluster import Head, HeadLostError
 
@@ -44,7 +44,7 @@ class Supervisor:
         log = Tail(self.job.folder / "log.txt", self.say)
         for is_last in (False, True):
             try:
-                with ray_cluster.head(self.job.cpus * self.job.config.ray.num_workers) as head:
+                with ray_cluster.head(ray_stream.cores(self.job)) as head:
                     self._watch_or_cancel(head, log)
                 return
             except HeadLostError as error:

@@ -232,7 +232,7 @@ def test_nothing_of_ray_is_left_behind(on_ray: OnRay) -> None:
 
 @pytest.fixture(scope="module")
 def cluster(on_ray: OnRay) -> Iterator[None]:
-    with ray_cluster.joined(2):
+    with ray_cluster.joined(3):  # two workers, or one and the two cores that its stream needs
         yield
 
 
@@ -272,7 +272,7 @@ def test_rows_that_stream_through_ray_data_are_trained_on_in_their_order_though_
     place: Place, tmp_path: Path
 ) -> None:
     job = place.submit(place.config(stream_rows=0))
-    assert job.streams
+    assert (job.streams, ray_stream.cores(job)) == (True, 3)
     events, killed = [], []
     for event in ray_jobs.run(job):
         events.append(event)
