@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
@@ -70,7 +71,8 @@ class Command:
         killed = [one for one in self.family() if one.name() in ("gcs_server", "raylet")]
         assert sorted(one.name() for one in killed) == ["gcs_server", "raylet"]
         for one in killed:
-            one.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):  # one does not live on without the other
+                one.kill()
 
     def end(self) -> tuple[int, str]:
         """The exit code and all that was printed."""
@@ -174,7 +176,7 @@ def place(tmp_path: Path, tiny_base: Path) -> Iterator[Place]:
     yield place
     for command in place.commands:
         command.process.terminate()
-        command.process.communicate()
+        command.process.wait()
     shutil.rmtree(temporary, ignore_errors=True)
 
 
