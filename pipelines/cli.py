@@ -256,6 +256,8 @@ def main() -> None:
         text = " ".join(str(error).split())[:300]
         _fail(f"unexpected {type(error).__name__}: {text} (--debug shows where)", EXIT_FAILED)
     else:
+        if code == 130:  # how typer reports Ctrl-C
+            _fail("interrupted", 130)
         sys.exit(code if isinstance(code, int) else 0)
 
 
