@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipelines import ray_audits, ray_jobs
+from pipelines import ray_audits, ray_cluster
 from pipelines.ingest import registry
 from pipelines.validate import Validation, validate_file
 
@@ -29,8 +29,8 @@ pytestmark = [
 @pytest.fixture(scope="module", autouse=True)
 def _one_cluster() -> Iterator[None]:
     """Ray is started once; a start takes longer than all that is asked of it here."""
-    with pytest.MonkeyPatch.context() as patch, ray_jobs.cluster(2):
-        patch.setattr(ray_jobs, "cluster", lambda _: nullcontext())
+    with pytest.MonkeyPatch.context() as patch, ray_cluster.joined(2):
+        patch.setattr(ray_cluster, "joined", lambda _: nullcontext())
         yield
 
 
