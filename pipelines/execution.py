@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 from neuroweaver import adapter, base_model, errors, files, processes
@@ -79,8 +80,8 @@ class Execution:
         }
         self.log.start(config.model_type, job.id, f"{config.model_type}-{job.id[4:10]}", flat(config), tags)
         for stored in datasets:
-            rows = [row.values for row in stored.side("train")[: dataset.PREVIEWED]]
-            self.log.dataset(stored.id, rows, "training")
+            rows = (row.values for row in dataset.read_rows(stored.folder) if row.split == "train")
+            self.log.dataset(stored.id, list(islice(rows, dataset.PREVIEWED)), "training")
             for name in ("report.json", "report.html", "source.json", "card.md"):
                 self.log.text(f"datasets/{stored.id}/{name}", (stored.folder / name).read_text(encoding="utf-8"))
         self.log.dataset("held_out", [{"task": row.task, **row.values} for row in held_out], "evaluation")
@@ -191,7 +192,7 @@ def execute(job: Job, settings: Settings, reporter: Reporter, *, local: bool) ->
     """Run a queued job to its end. Raises NeuroWeaverError where it fails; the job's state holds the reason too."""
     store = open_store(settings)
     jobs, events = Jobs(store), EventLog(store)
-    with _alone(job):
+    with files.locked(job.folder):  # a second execution waits until the first, or what is left of it, has ended
         owner = processes.this_process()
         jobs.claim(job.id, owner)
         log = RunLog(job.folder, settings)
@@ -235,10 +236,3 @@ def _end_of(error: BaseException) -> tuple[JobState, str]:
     if not isinstance(error, errors.NeuroWeaverError):
         reason = f"{type(error).__name__}: {reason}"
     return JobState.FAILED, reason
-
-
-@contextlib.contextmanager
-def _alone(job: Job) -> Iterator[None]:
-    """One execution of a job at a time: a second one waits until the first, or what is left of it, has ended."""
-    with files.locked(job.folder):
-        yield

@@ -42,7 +42,7 @@ def write(
 ) -> str:
     """The card in Markdown. `calibration` is what the adapter's confidence goes through; None stands for nothing."""
     config = job.config
-    tasks = sorted({row.task for stored in datasets for row in stored.examples})
+    tasks = sorted({task for stored in datasets for task, _ in stored.counts})
     lines = [
         f"# {config.model_type}, {job.id}",
         "",
@@ -92,8 +92,8 @@ def _data_line(stored: Dataset) -> str:
     rows = stored.report.rows
     return (
         f"- `{stored.id}`: {rows.valid} valid rows of {rows.total}; split by customer and likeness into "
-        f"{len(stored.side('train'))} training, {len(stored.side('validation'))} validation, "
-        f"{len(stored.side('held_out'))} held-out"
+        f"{stored.count('train')} training, {stored.count('validation')} validation, "
+        f"{stored.count('held_out')} held-out"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from neuroweaver import errors
+from neuroweaver.adapter import parse_ref, read_manifest
+from neuroweaver.base_model import BaseModel
 from neuroweaver.report import ValidationReport
 from neuroweaver.settings import Settings
 from neuroweaver.tasks import task_named, tasks_of
@@ -20,6 +23,7 @@ from pipelines.infer import task_of_file
 from pipelines.ingest import registry
 from pipelines.ingest.sniff import Advance
 from pipelines.provenance import Provenance
+from pipelines.tracking import Tracker
 
 
 class Reporter(Protocol):
@@ -105,3 +109,21 @@ def held_out_rows(datasets: Sequence[Dataset], config: FinetuneConfig) -> list[D
         is_text = all(column.is_free_text for column in task_named(name).labels)
         chosen += dataset.choose(rows, config.evaluation.max_text_rows if is_text else config.evaluation.max_rows)
     return chosen
+
+
+def take_adapter(config: FinetuneConfig, settings: Settings, job_folder: Path, base: BaseModel) -> None:
+    """A copy of the adapter to begin with, so that a later promotion or removal changes nothing.
+
+    Raises ConfigError where it was trained on another base model.
+    """
+    wanted = config.lora.init_from
+    if wanted is None:
+        return
+    folder = Path(wanted) if Path(wanted).is_dir() else Tracker(settings).resolve(parse_ref(wanted)).folder
+    found = read_manifest(folder)
+    if found.base_sha256 != base.sha256:
+        raise errors.ConfigError(
+            f"lora.init_from: the adapter was trained on base model {found.base_model} ({found.base_sha256[:16]}…), "
+            f"not on {base.name} ({base.sha256[:16]}…)"
+        )
+    shutil.copytree(folder, job_folder / "init", dirs_exist_ok=True)

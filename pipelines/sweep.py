@@ -22,18 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from neuroweaver import base_model, files
-from neuroweaver.adapter import parse_ref, read_manifest
 from neuroweaver.errors import ConflictError, NotFoundError, TrainingError, UsageError
 from neuroweaver.settings import Settings
 from pipelines import dataset, ray_tune, sweep_picture, sweep_space, tracking
 from pipelines.config import FinetuneConfig, dump, flat, load_config, with_values
 from pipelines.job import Job
-from pipelines.prepare import prepare_all
+from pipelines.prepare import prepare_all, take_adapter
 from pipelines.run_log import RunLog
 from pipelines.sweep_results import Results
 from pipelines.sweep_space import Parameter
 from pipelines.sweep_trial import Record, RunningTrial
-from pipelines.tracking import Tracker
 from pipelines.train import Watcher
 
 _NAME = "sweep.json"
@@ -124,10 +122,7 @@ def begin(sweep: Sweep, settings: Settings, reporter: Watcher) -> Sweep:
             f"a trial holds its training rows in memory, and there are more than training.stream_rows "
             f"({sweep.config.training.stream_rows}): raise it where memory suffices, or sweep on a part of the rows"
         )
-    if (wanted := sweep.config.lora.init_from) is not None:
-        folder = Path(wanted) if Path(wanted).is_dir() else Tracker(settings).resolve(parse_ref(wanted)).folder
-        read_manifest(folder)
-        shutil.copytree(folder, ready.folder(settings.home) / "init")
+    take_adapter(sweep.config, settings, ready.folder(settings.home), base)
     ready.write(settings.home)
     return ready
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Protocol
 
 from neuroweaver import base_model, errors, files
-from neuroweaver.adapter import parse_ref, read_manifest
 from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
@@ -20,8 +17,8 @@ from pipelines.config import FinetuneConfig, dump
 from pipelines.execution import execute
 from pipelines.job import Job
 from pipelines.outcome import Outcome
-from pipelines.prepare import Reporter, prepare_all
-from pipelines.tracking import Tracker, to_json
+from pipelines.prepare import Reporter, prepare_all, take_adapter
+from pipelines.tracking import to_json
 
 
 class Watcher(Reporter, Protocol):
@@ -50,7 +47,7 @@ def submit(config: FinetuneConfig, settings: Settings, jobs: Jobs, reporter: Wat
         datasets = prepare_all(config, settings, base_model.load_counter(base), reporter)
         files.require_space(settings.home, 2**29)
         job = Job(identity, settings.home, config, tuple(stored.id for stored in datasets), local)
-        _take_adapter(config, settings, job, base)
+        take_adapter(config, settings, job.folder, base)
         files.write_text(job.folder / "job.json", to_json(training_job.pack(job)))
         jobs.update(identity, dataset_ids=job.dataset_ids)
     except BaseException as error:
@@ -86,18 +83,3 @@ def run(job: Job, settings: Settings, jobs: Jobs, reporter: Watcher) -> Outcome:
         return outcome.read(job.folder, settings)
     kind = errors.CancelledError if record.state is JobState.CANCELLED else errors.TrainingError
     raise kind(f"job {job.id} {record.state}: {record.error_message or record.reason}")
-
-
-def _take_adapter(config: FinetuneConfig, settings: Settings, job: Job, base: base_model.BaseModel) -> None:
-    """A copy of the adapter to begin with, so that a later promotion or removal changes nothing."""
-    wanted = config.lora.init_from
-    if wanted is None:
-        return
-    folder = Path(wanted) if Path(wanted).is_dir() else Tracker(settings).resolve(parse_ref(wanted)).folder
-    found = read_manifest(folder)
-    if found.base_sha256 != base.sha256:
-        raise errors.ConfigError(
-            f"lora.init_from: the adapter was trained on base model {found.base_model} ({found.base_sha256[:16]}…), "
-            f"not on {base.name} ({base.sha256[:16]}…)"
-        )
-    shutil.copytree(folder, job.folder / "init", dirs_exist_ok=True)
