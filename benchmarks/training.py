@@ -76,7 +76,7 @@ def run(
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """All contenders, `repeat` times with a seed more each. Raises UsageError where there are too few leads."""
-    memory.wait_asleep()  # for the contenders: one that waits must not spin on the others' cores
+    memory.spin_briefly()  # for the contenders: one that waits must not spin on the others' cores
     if not has_trl():
         say(HOW_TO_INSTALL)
     found = base_model.locate(base, home)

@@ -7,15 +7,16 @@ import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8  # malloc.h
 
-# A thread that waits for another one sleeps instead of spinning: where anything else wants a core, spinning threads
-# keep it from the very one they wait for, and a step takes several times as long (`docs/decisions/0012`).
-WAITING = {"OMP_WAIT_POLICY": "passive"}
+# A thread that waits for another one spins for a moment and then sleeps. Where anything else wants a core, longer
+# spinning keeps it from the very one it waits for; none at all pays with a wake-up per operation
+# (`docs/decisions/0012`). The count is GCC's alone, and outranks the policy there.
+WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
 # The same, and `keep_freed`, for a process that is yet to be started.
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), **WAITING}
 
 
-def wait_asleep() -> None:
-    """Let PyTorch's threads sleep while they wait; to be called before PyTorch is imported."""
+def spin_briefly() -> None:
+    """Let PyTorch's threads spin a moment only while they wait; to be called before PyTorch is imported."""
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)
 

@@ -228,7 +228,7 @@ def version() -> None:
 
 def main() -> None:
     """The console script: errors a user can act on are one line on stderr, without a traceback."""
-    memory.wait_asleep()
+    memory.spin_briefly()
     debug = "--debug" in sys.argv
     if not debug:  # other projects' deprecations are not the user's business
         warnings.simplefilter("ignore", FutureWarning)

@@ -9,7 +9,7 @@ import pytest
 
 from neuroweaver import memory
 
-memory.wait_asleep()  # before any test imports PyTorch
+memory.spin_briefly()  # before any test imports PyTorch
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
