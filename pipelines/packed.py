@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
-from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface
 
 from pipelines.collate import IGNORED, Batch, collate
@@ -29,11 +28,28 @@ class UnsupportedAttentionError(Exception):
 
 @dataclass(frozen=True)
 class Rows:
-    """Where examples begin in the packed row. mask_TS: what a row's own tokens may look at, prefix first."""
+    """Where examples lie in a packed row of `prefix` shared tokens and M own ones, and in a grid of B rows by T tokens.
+
+    own_BT: the own token at each place of the grid, M where there is none. at_M: the place of each own token.
+    mask_TS: what a row's own tokens may look at, prefix first.
+    """
 
     prefix: int
-    lengths: list[int]
+    own_BT: torch.Tensor
+    at_M: torch.Tensor
     mask_TS: torch.Tensor
+
+    @classmethod
+    def of(cls, batch: Batch) -> Rows:
+        lengths_B = torch.tensor(batch.lengths, device=batch.tokens_N.device)
+        longest, count = max(batch.lengths), sum(batch.lengths)
+        steps_T = torch.arange(longest, device=lengths_B.device)
+        real_BT = steps_T < lengths_B[:, None]
+        own_BT = (lengths_B.cumsum(0) - lengths_B)[:, None] + steps_T
+        mask_TS = torch.ones(longest, batch.prefix + longest, dtype=torch.bool, device=lengths_B.device)
+        return cls(
+            batch.prefix, own_BT.where(real_BT, count), real_BT.flatten().nonzero()[:, 0], mask_TS.tril_(batch.prefix)
+        )
 
 
 def attention(
@@ -54,27 +70,58 @@ def attention(
     groups = q_NHD.shape[1] // k_NHD.shape[1]
     if groups > 1:
         k_NHD, v_NHD = k_NHD.repeat_interleave(groups, 1), v_NHD.repeat_interleave(groups, 1)
-    parts: list[torch.Tensor] = []
     shared = rows.prefix
-    if shared:
-        q_HPD, k_HPD, v_HPD = (t[:shared].transpose(0, 1)[None] for t in (q_NHD, k_NHD, v_NHD))
-        seen = scaled_dot_product_attention(q_HPD, k_HPD, v_HPD, dropout_p=dropout, is_causal=True, scale=scaling)
-        parts.append(seen[0].transpose(0, 1))
-    q_BHTD, k_BHTD, v_BHTD = (
-        pad_sequence(list(torch.split(t[shared:], rows.lengths)), batch_first=True).transpose(1, 2)
-        for t in (q_NHD, k_NHD, v_NHD)
-    )
-    if shared:
-        count = len(rows.lengths)
-        k_BHTD, v_BHTD = (
-            torch.cat([head[:shared].transpose(0, 1).expand(count, -1, -1, -1), own], dim=2)
-            for head, own in ((k_NHD, k_BHTD), (v_NHD, v_BHTD))
-        )
+    q_BHTD = _ToGrid.apply(q_NHD[shared:], rows, 0).transpose(1, 2)  # type: ignore[no-untyped-call]
+    k_BHSD, v_BHSD = (_ToGrid.apply(t, rows, shared).transpose(1, 2) for t in (k_NHD, v_NHD))  # type: ignore[no-untyped-call]
     found = scaled_dot_product_attention(
-        q_BHTD, k_BHTD, v_BHTD, attn_mask=rows.mask_TS, dropout_p=dropout, scale=scaling
-    ).transpose(1, 2)
-    parts += [found[row, :length] for row, length in enumerate(rows.lengths)]
-    return torch.cat(parts)[None], None
+        q_BHTD, k_BHSD, v_BHSD, attn_mask=rows.mask_TS, dropout_p=dropout, scale=scaling
+    )
+    own_MHD = _FromGrid.apply(found.transpose(1, 2), rows)  # type: ignore[no-untyped-call]
+    if not shared:
+        return own_MHD[None], None
+    q_HPD, k_HPD, v_HPD = (t[:shared].transpose(0, 1)[None] for t in (q_NHD, k_NHD, v_NHD))
+    first = scaled_dot_product_attention(q_HPD, k_HPD, v_HPD, dropout_p=dropout, is_causal=True, scale=scaling)
+    return torch.cat([first[0].transpose(0, 1), own_MHD])[None], None
+
+
+class _ToGrid(torch.autograd.Function):
+    """(prefix + M, H, D) to (B, prefix + T, H, D): each row with the tokens that all share before its own.
+
+    One copy forward and one backward, where slices and padding cost one per row. Places without a token hold any
+    other's values: the mask hides them, so their gradients are zero and are left out.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_NHD: Any, rows: Rows, prefix: int) -> torch.Tensor:
+        ctx.rows, ctx.prefix = rows, prefix
+        own_BT = prefix + rows.own_BT.clamp(max=len(rows.at_M) - 1)
+        shared_P = torch.arange(prefix, device=own_BT.device)
+        index_BS = torch.cat([shared_P.expand(len(own_BT), -1), own_BT], dim=1)
+        return x_NHD.index_select(0, index_BS.flatten()).view(*index_BS.shape, *x_NHD.shape[1:])  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (dy_BSHD,) = gradients
+        prefix, at_M, width = ctx.prefix, ctx.rows.at_M, ctx.rows.own_BT.shape[1]
+        at_M = at_M + (at_M // width + 1) * prefix  # the grid of `rows` has no prefix before each row
+        own_MHD = dy_BSHD.flatten(0, 1).index_select(0, at_M)
+        return torch.cat([dy_BSHD[:, :prefix].sum(0), own_MHD]) if prefix else own_MHD, None, None
+
+
+class _FromGrid(torch.autograd.Function):
+    """(B, T, H, D) to the (M, H, D) of the own tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, y_BTHD: Any, rows: Rows) -> torch.Tensor:
+        ctx.rows = rows
+        return y_BTHD.flatten(0, 1).index_select(0, rows.at_M)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        (dx_MHD,) = gradients
+        own_BT = ctx.rows.own_BT
+        with_zero = torch.cat([dx_MHD, dx_MHD.new_zeros(1, *dx_MHD.shape[1:])])  # for places without a token
+        return with_zero.index_select(0, own_BT.flatten()).view(*own_BT.shape, *dx_MHD.shape[1:]), None
 
 
 def enable(model: Any, examples: Sequence[Example]) -> bool:
@@ -113,11 +160,8 @@ def learnt_logits(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]
     """
     if model.config._attn_implementation != _NAME:
         return padded_logits(model, batch)
-    longest = max(batch.lengths)
-    mask_TS = torch.ones(longest, batch.prefix + longest, dtype=torch.bool, device=batch.tokens_N.device)
-    rows = Rows(batch.prefix, list(batch.lengths), mask_TS.tril_(batch.prefix))
     hidden_ND = model.get_decoder()(
-        input_ids=batch.tokens_N[None], position_ids=batch.positions_N[None], use_cache=False, rows=rows
+        input_ids=batch.tokens_N[None], position_ids=batch.positions_N[None], use_cache=False, rows=Rows.of(batch)
     ).last_hidden_state[0]
     learnt_N = batch.labels_N != IGNORED
     return model.get_output_embeddings()(hidden_ND[learnt_N]).float(), batch.labels_N[learnt_N]
