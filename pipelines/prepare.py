@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -114,7 +115,7 @@ def held_out_rows(datasets: Sequence[Dataset], config: FinetuneConfig) -> list[D
 def take_adapter(config: FinetuneConfig, settings: Settings, job_folder: Path, base: BaseModel) -> None:
     """A copy of the adapter to begin with, so that a later promotion or removal changes nothing.
 
-    Raises ConfigError where it was trained on another base model.
+    Raises ConfigError where it was trained on another base model, or scales its weights otherwise.
     """
     wanted = config.lora.init_from
     if wanted is None:
@@ -126,4 +127,12 @@ def take_adapter(config: FinetuneConfig, settings: Settings, job_folder: Path, b
             f"lora.init_from: the adapter was trained on base model {found.base_model} ({found.base_sha256[:16]}…), "
             f"not on {base.name} ({base.sha256[:16]}…)"
         )
+    trained = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    for key, mine in (("lora_alpha", "alpha"), ("use_rslora", "rslora"), ("use_dora", "dora")):
+        before, now = trained.get(key, False), getattr(config.lora, mine)
+        if before != now:
+            raise errors.ConfigError(
+                f"lora.init_from: the adapter was trained with lora.{mine}={before}, here it is {now}: the same "
+                "weights would be another adapter"
+            )
     shutil.copytree(folder, job_folder / "init", dirs_exist_ok=True)
