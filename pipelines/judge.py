@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from neuroweaver import adapter, base_model, calibration, errors, files
 from neuroweaver.generation import BASE
 from neuroweaver.settings import Settings
@@ -34,6 +36,7 @@ class Judge:
 
     def judge(self, datasets: Sequence[Dataset], held_out: Sequence[DatasetRow], seconds: float) -> Outcome:
         """Score all three, register the candidate, and move the alias if it may. `seconds` is what training took."""
+        torch.set_num_threads(self.job.cpus)  # Ray leaves the driver of a job one thread
         config = self.job.config
         base = base_model.locate(config.base_model, self.job.home)
         questions = [Question(row.task, row.values, row.absent) for row in held_out]
