@@ -49,7 +49,6 @@ format: setup ## apply formatting and safe fixes
 bench: setup ## measure and write benchmarks/results/
 	$(BIN)/neuroweaver bench validation --save
 	$(BIN)/neuroweaver bench training --save
-	$(BIN)/python -m benchmarks.main_job
 
 clean: ## remove the environment and caches, keep the data folder
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from neuroweaver import pii
@@ -48,13 +48,25 @@ def rendered(tokenizer: Any, text: str) -> str:
 
     Control tokens that `text` spells out stay text: no customer can end the turn and speak as the assistant.
     """
-    for token in tokenizer.all_special_tokens:
-        text = text.replace(token, f"{token[:1]} {token[1:]}")
-    turn = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False))
+    return rendered_chat(tokenizer, [("user", text)])
+
+
+def rendered_chat(tokenizer: Any, turns: Iterable[tuple[str, str]]) -> str:
+    """The chat template with turns of `(role, text)`, up to where the assistant begins; guarded like `rendered`."""
+    messages = []
+    for role, text in turns:
+        for token in tokenizer.all_special_tokens:
+            text = text.replace(token, f"{token[:1]} {token[1:]}")
+        messages.append({"role": role, "content": text})
+    return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids of the chat template with `text` as the user turn, up to where the assistant begins."""
-    ids: list[int] = tokenizer(rendered(tokenizer, text), add_special_tokens=False).input_ids
+    return encode_chat(tokenizer, [("user", text)])
+
+
+def encode_chat(tokenizer: Any, turns: Iterable[tuple[str, str]]) -> list[int]:
+    """Token ids of `rendered_chat`."""
+    ids: list[int] = tokenizer(rendered_chat(tokenizer, turns), add_special_tokens=False).input_ids
     return ids

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from neuroweaver import prompts
-from neuroweaver.answers import parse
+from neuroweaver import answers, prompts
 from neuroweaver.calibration import Calibration
 from neuroweaver.errors import UsageError
-from neuroweaver.generation import BASE, Generator, Prompt
+from neuroweaver.inference.decoding import Decoder, Prompt
 from neuroweaver.tasks import task_named
 from pipelines import calibrate, marks, released, slices
 from pipelines.intervals import Statistic, difference, figure, intervals, ratio
@@ -34,21 +33,18 @@ class Question:
 
 
 def answer(
-    generator: Generator, tokenizer: Any, questions: Sequence[Question], *, adapter: str = BASE, batch_size: int = 48
-) -> Iterator[dict[int, Answer]]:
-    """Answer every question, questions of like length together; yields `{index: answer}` batch by batch."""
-    encoded = [
-        Prompt(prompts.encode(tokenizer, prompts.user_turn(task_named(q.task), q.values)), task_named(q.task), adapter)
-        for q in questions
-    ]
-    order = sorted(range(len(questions)), key=lambda i: (questions[i].task, len(encoded[i].tokens)))
-    for start in range(0, len(order), batch_size):
-        chunk = order[start : start + batch_size]
-        generated = generator.generate([encoded[i] for i in chunk])
-        yield {
-            index: Answer(found.text, parse(encoded[index].task, found.text), found.confidence)
-            for index, found in zip(chunk, generated, strict=True)
-        }
+    decoder: Decoder, questions: Sequence[Question], *, adapter: str | None = None
+) -> Iterator[tuple[int, Answer]]:
+    """Answer every question, by the base model where no adapter is named; yields `(index, answer)` as each is done."""
+    asked = []
+    for question in questions:
+        task = task_named(question.task)
+        tokens = prompts.encode(decoder.tokenizer, prompts.user_turn(task, question.values))
+        asked.append(Prompt(tokens, answers.schema(task), adapter))
+    order = sorted(range(len(questions)), key=lambda i: (questions[i].task, len(asked[i].tokens)))
+    for place, found in decoder.generate_as_done([asked[i] for i in order]):
+        labels = answers.parse(task_named(questions[order[place]].task), found.text)
+        yield order[place], Answer(found.text, labels, found.confidence)
 
 
 def score(

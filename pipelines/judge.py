@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from neuroweaver import adapter, base_model, calibration, errors, files
-from neuroweaver.generation import BASE
 from neuroweaver.settings import Settings
 from pipelines import calibrate, evaluate, job, model_card, promote
 from pipelines.dataset import Dataset, DatasetRow
@@ -19,7 +18,7 @@ from pipelines.outcome import Outcome
 from pipelines.prepare import Reporter
 from pipelines.promote import Decision
 from pipelines.run_log import RunLog
-from pipelines.scoring import Scorer
+from pipelines.scoring import BASE, Scorer
 from pipelines.tracking import Tracker, Version, git_commit
 
 

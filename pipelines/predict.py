@@ -10,7 +10,6 @@ from neuroweaver import answers, base_model, files
 from neuroweaver.adapter import ModelRef, read_manifest
 from neuroweaver.calibration import Calibration
 from neuroweaver.errors import InputError, UsageError
-from neuroweaver.generation import BASE
 from neuroweaver.settings import Settings
 from neuroweaver.tasks import task_named, tasks_of
 from pipelines import validate
@@ -18,7 +17,7 @@ from pipelines.evaluate import Question, score
 from pipelines.infer import task_of_file
 from pipelines.ingest import registry
 from pipelines.released import Answer, release
-from pipelines.scoring import Advance, Scorer
+from pipelines.scoring import BASE, Advance, Scorer
 from pipelines.tracking import Tracker
 
 

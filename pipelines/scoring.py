@@ -11,15 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from neuroweaver import adapter, answers, base_model, calibration, files, memory, prompts
+from neuroweaver import adapter, answers, calibration, files, memory, prompts
 from neuroweaver.base_model import BaseModel
 from neuroweaver.calibration import Calibration
-from neuroweaver.generation import BASE, Generator
+from neuroweaver.inference import loading
+from neuroweaver.inference.decoding import Decoder
 from neuroweaver.tasks import task_named
 from pipelines.evaluate import Question, answer, score
 from pipelines.released import Answer
 
-_VERSION = 2  # of how answers are made and scored: another one forgets all remembered scores
+BASE = "__base__"  # what the bare base model is called beside adapters
+
+_VERSION = 3  # of how answers are made and scored: another one forgets all remembered scores
+
+_TOLD = 16  # answers between two words of progress
 
 Advance = Callable[[int, int], None]  # rows just answered, rows in all
 
@@ -36,7 +41,8 @@ class Scorer:
         self._batch_size = batch_size
         self._latency_rows = latency_rows
         self._adapters: dict[str, Path] = {}
-        self._loaded: tuple[Any, Any] | None = None
+        self._decoder: Decoder | None = None
+        self._loaded: set[str] = set()
 
     def add(self, name: str, folder: Path) -> None:
         """Make the adapter in `folder` known as `name`. Raises IntegrityError where it is not what it was."""
@@ -45,13 +51,13 @@ class Scorer:
 
     def answers(self, name: str, questions: Sequence[Question], advance: Advance | None = None) -> list[Answer]:
         """The answers of adapter `name`, or of the bare base model where `name` is `__base__`."""
-        model, tokenizer = self._load(name)
-        generator = Generator(model, tokenizer)
         given: dict[int, Answer] = {}
-        for batch in answer(generator, tokenizer, questions, adapter=name, batch_size=self._batch_size):
-            given |= batch
-            if advance:
-                advance(len(batch), len(questions))
+        told = 0
+        for index, found in answer(self._load(name), questions, adapter=None if name == BASE else name):
+            given[index] = found
+            if advance and (len(given) - told == _TOLD or len(given) == len(questions)):
+                advance(len(given) - told, len(questions))
+                told = len(given)
         return [given[index] for index in range(len(questions))]
 
     def calibration(self, name: str) -> Calibration:
@@ -99,12 +105,11 @@ class Scorer:
         schemas = {q.task: answers.schema(task_named(q.task)) for q in questions}
         return hashlib.sha256(json.dumps([_VERSION, model, asked, schemas]).encode()).hexdigest()[:32]
 
-    def _load(self, name: str) -> tuple[Any, Any]:
-        if self._loaded is None:
+    def _load(self, name: str) -> Decoder:
+        if self._decoder is None:
             memory.keep_freed()
-            self._loaded = base_model.load(self._base)
-        model, tokenizer = self._loaded
-        if name != BASE and name not in getattr(model, "peft_config", {}):
-            model = adapter.attach(model, self._base, self._adapters[name], name)
-            self._loaded = (model, tokenizer)
-        return model, tokenizer
+            self._decoder = Decoder(*loading.load(self._base, slots=self._batch_size))
+        if name != BASE and name not in self._loaded:
+            self._decoder.runner.load(name, self._adapters[name])
+            self._loaded.add(name)
+        return self._decoder

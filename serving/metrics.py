@@ -16,9 +16,21 @@ def render(stats: EngineStats) -> str:
 
     outcomes = {name: getattr(stats, name) for name in ("answered", "failed", "dropped", "refused")}
     metric("queued", "gauge", "Requests that wait.", {"": stats.queued})
-    metric("running", "gauge", "Requests in the batch that runs.", {"": stats.running})
+    metric("running", "gauge", "Requests that are being answered.", {"": stats.running})
     metric("queue_limit", "gauge", "Requests that may wait.", {"": stats.max_queue})
-    metric("batches_total", "counter", "Batches run.", {"": stats.batches})
+    metric("steps_total", "counter", "Steps of the model.", {"": stats.steps})
     metric("requests_total", "counter", "Requests by what became of them.",
            {f'{{outcome="{name}"}}': count for name, count in outcomes.items()})  # fmt: skip
+    kinds = {
+        "prompt": stats.prompt_tokens,
+        "cached": stats.cached_tokens,
+        "chosen": stats.chosen_tokens,
+        "forced": stats.forced_tokens,
+    }
+    metric(
+        "tokens_total",
+        "counter",
+        "Tokens of answered requests; cached ones are of prompts, and were not read again.",
+        {f'{{kind="{kind}"}}': count for kind, count in kinds.items()},
+    )
     return "\n".join(lines) + "\n"

@@ -16,6 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from neuroweaver import base_model, memory, settings
+from neuroweaver.inference import loading
+from neuroweaver.inference.kernels import best_precision
 from serving import registry
 from serving.api.errors import error_response
 from serving.app import create_app
@@ -62,8 +64,9 @@ class NeuroWeaver:
             chosen = settings.load()
             memory.keep_freed()
             base = base_model.locate(chosen.base_model, chosen.home)
-            model, tokenizer = base_model.load(base)
-            engine = LocalEngine(model, tokenizer, base, max_batch=chosen.max_batch, max_queue=chosen.max_queue)
+            precision = chosen.engine_precision if chosen.engine_precision != "auto" else best_precision()
+            runner, tokenizer = loading.load(base, precision=precision, slots=chosen.max_batch)
+            engine = LocalEngine(runner, tokenizer, max_queue=chosen.max_queue)
             served = load_champions(engine, registry.champions(chosen))
         except Exception as error:
             front.reason = f"the models can't be loaded: {error}".split("\n")[0]

@@ -10,14 +10,14 @@ from time import monotonic
 from typing import Any
 from uuid import uuid4
 
-from neuroweaver import prompts, responses, tasks
+from neuroweaver import answers, prompts, responses, tasks
 from neuroweaver.contracts import AIResponse, PromptSubmissionRequest, ResponseMetadata
 from neuroweaver.errors import UsageError
 from neuroweaver.readings import Reading
 from neuroweaver.settings import Settings
 from neuroweaver.tasks import Column, Task
 from serving.catalog import Catalog, ServedModel
-from serving.engine.protocol import Engine, EngineAnswer, EngineRequest
+from serving.engine.protocol import Engine, EngineAnswer, EngineRequest, Message
 
 COST_USD = 0.0  # own hardware has no price per request; one that is measured comes with routing
 
@@ -61,7 +61,12 @@ async def answer(request: PromptSubmissionRequest, engine: Engine, catalog: Cata
     answered = False
     try:
         answer = await engine.submit(
-            EngineRequest(prompts.user_turn(task, submission.row), task.name, model.id, submission.timeout_seconds)
+            EngineRequest(
+                (Message("user", prompts.user_turn(task, submission.row)),),
+                model.id,
+                submission.timeout_seconds,
+                schema=answers.schema(task),
+            )
         )
         known = {"vin": request.context.vehicle_id, **submission.row}
         reading = responses.read(task, answer.text, known if _has_vin_input(task) else submission.row)

@@ -1,4 +1,4 @@
-"""The simple engine: one thread that answers whatever is waiting as one batch of mixed adapters."""
+"""The engine in this process: one thread that steps a continuous batch, and hands out tokens as they come."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import logging
 import math
 import threading
 from collections import deque
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from neuroweaver import adapter, base_model, calibration, prompts
-from neuroweaver.base_model import BaseModel
+from neuroweaver import calibration, prompts
 from neuroweaver.calibration import Calibration
-from neuroweaver.errors import NotFoundError, UsageError
-from neuroweaver.generation import Generated, Generator, Prompt
-from neuroweaver.tasks import task_named
+from neuroweaver.errors import NeuroWeaverError, NotFoundError, UsageError
+from neuroweaver.inference.decoding import Decoder, Generated, Prompt, Row
+from neuroweaver.inference.runner import Runner
 from serving.engine.protocol import (
     DeadlineError,
     EngineAnswer,
@@ -31,17 +31,24 @@ from serving.engine.protocol import (
 )
 
 ANSWER_ROOM = 512  # tokens of the context that a prompt must leave free
-CLOSING_SECONDS = 30.0  # how long `close` waits for the batch that runs
+CLOSING_SECONDS = 30.0  # how long `close` waits for the requests that run
 LONGEST_RETRY_SECONDS = 60
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Waiting:
-    request: EngineRequest
+@dataclass(eq=False)
+class _Request:
+    """A request on its way. `tell` gets pieces of text, in the engine's thread, where somebody reads them."""
+
+    prompt: Prompt
+    tell: Callable[[str], None] | None
     future: Future[EngineAnswer] = field(default_factory=Future)
     arrived: float = field(default_factory=monotonic)
+    started: float = 0.0
+    first_token: float = 0.0
+    row: Row | None = None
+    told: str = ""
 
 
 @dataclass
@@ -50,90 +57,89 @@ class _Counts:
     failed: int = 0
     dropped: int = 0
     refused: int = 0
-    batches: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    chosen_tokens: int = 0
+    forced_tokens: int = 0
 
 
 class LocalEngine:
-    """Implements `serving.engine.protocol.Engine` in this process.
+    """Implements `serving.engine.protocol.Engine` in this process, for as many rows at once as the runner has slots."""
 
-    A batch is taken as it waits and runs to its end before the next one starts. A request whose caller has gone
-    before that is dropped; one that is running is finished, and its answer thrown away.
-    """
-
-    def __init__(
-        self, model: Any, tokenizer: Any, base: BaseModel, *, max_batch: int = 16, max_queue: int = 64
-    ) -> None:
-        self._base = base
-        self._generator = Generator(model, tokenizer)
-        self._context = int(getattr(model.config, "max_position_embeddings", 2048))
-        self._max_batch = max_batch
+    def __init__(self, runner: Runner, tokenizer: Any, *, max_queue: int = 64) -> None:
+        self._decoder = Decoder(runner, tokenizer)
+        self._tokenizer = tokenizer
         self._max_queue = max_queue
-        self._queue: deque[_Waiting] = deque()
-        self._changed = threading.Condition()  # guards the queue, the counts and `_closed`
-        self._model_in_use = threading.Lock()  # adapters are not added while a batch runs
-        self._adapters: tuple[str, ...] = ()
+        self._queue: deque[_Request] = deque()
+        self._running: list[_Request] = []  # the thread's own; others read its length
+        self._changed = threading.Condition()  # guards the queue, the counts, the adapters and `_closed`
         self._calibrations: dict[str, Calibration] = {}
+        self._leaving: set[str] = set()  # adapters to unload as soon as no row uses them
         self._counts = _Counts()
-        self._running = 0
-        self._batch_seconds = 1.0
+        self._answer_seconds = 1.0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
 
     async def submit(self, request: EngineRequest) -> EngineAnswer:
-        if request.adapter not in self._adapters:
-            raise NotFoundError(f"adapter {request.adapter!r} is not loaded")
-        waiting = _Waiting(request)
-        with self._changed:
-            if self._closed:
-                raise EngineClosedError("the engine is shutting down")
-            self._forget_dead()
-            if len(self._queue) >= self._max_queue:
-                self._counts.refused += 1
-                raise QueueFullError(f"{len(self._queue)} requests are waiting, as many as may", self._retry_after())
-            self._queue.append(waiting)
-            self._changed.notify()
+        waiting = self._enqueue(request, None)
         try:
             async with asyncio.timeout(request.timeout_seconds):
                 return await asyncio.wrap_future(waiting.future)
         except TimeoutError:
             raise DeadlineError(f"no answer within {request.timeout_seconds:g} seconds") from None
         finally:
-            waiting.future.cancel()  # has no effect on one that runs or is done
+            waiting.future.cancel()  # has no effect on one that is done
+
+    async def stream(self, request: EngineRequest) -> AsyncIterator[str | EngineAnswer]:
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def put(piece: str | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        waiting = self._enqueue(request, put)
+        waiting.future.add_done_callback(lambda _: put(None))
+        try:
+            async with asyncio.timeout(request.timeout_seconds):
+                while (piece := await pieces.get()) is not None:
+                    yield piece
+                yield waiting.future.result()
+        except TimeoutError:
+            raise DeadlineError(f"no answer within {request.timeout_seconds:g} seconds") from None
+        finally:
+            waiting.future.cancel()
 
     def load(self, name: str, folder: Path) -> None:
-        with self._model_in_use:
-            if name in self._adapters:
+        with self._changed:
+            if name in self._calibrations:
                 raise UsageError(f"adapter {name!r} is loaded already")
-            model = self._generator.model
-            try:
-                calibrated = calibration.read(folder)
-                self._generator.model = adapter.attach(model, self._base, folder, name)
-            except Exception:
-                self._remove_half_loaded(name)
-                raise
+        calibrated = calibration.read(folder)
+        self._decoder.runner.load(name, folder)
+        with self._changed:
             self._calibrations[name] = calibrated
-            self._adapters += (name,)
 
-    def _remove_half_loaded(self, name: str) -> None:
-        model = self._generator.model
-        if name not in getattr(model, "peft_config", {}):
-            return
-        if self._adapters:
-            model.delete_adapter(name)
-        else:  # PEFT has changed the bare model, and offers no way back
-            self._generator.model, _ = base_model.load(self._base)
+    def unload(self, name: str) -> None:
+        with self._changed:
+            if self._calibrations.pop(name, None) is None:
+                raise NotFoundError(f"adapter {name!r} is not loaded")
+            self._leaving.add(name)
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: name not in self._leaving or not self._thread.is_alive())
 
     def adapters(self) -> tuple[str, ...]:
-        return self._adapters
+        with self._changed:
+            return tuple(self._calibrations)
 
     def stats(self) -> EngineStats:
         with self._changed:
-            self._forget_dead()
+            self._forget_gone()
             return EngineStats(
                 alive=self._thread.is_alive() and not self._closed,
                 queued=len(self._queue),
-                running=self._running,
+                running=len(self._running),
                 max_queue=self._max_queue,
                 **vars(self._counts),
             )
@@ -141,90 +147,144 @@ class LocalEngine:
     def close(self) -> None:
         with self._changed:
             self._closed = True
-            left = [waiting for waiting in self._queue if waiting.future.set_running_or_notify_cancel()]
+            left = [request for request in self._queue if not request.future.cancelled()]
             self._queue.clear()
             self._changed.notify_all()
-        for waiting in left:
-            waiting.future.set_exception(EngineClosedError("the engine is shutting down"))
+        for request in left:
+            request.future.set_exception(EngineClosedError("the engine is shutting down"))
         self._thread.join(CLOSING_SECONDS)
 
-    def _forget_dead(self) -> None:
-        alive = [waiting for waiting in self._queue if not waiting.future.cancelled()]
-        self._counts.dropped += len(self._queue) - len(alive)
-        self._queue = deque(alive)
+    def _enqueue(self, request: EngineRequest, tell: Callable[[str], None] | None) -> _Request:
+        if request.adapter is not None and request.adapter not in self.adapters():
+            raise NotFoundError(f"adapter {request.adapter!r} is not loaded")
+        tokens = prompts.encode_chat(self._tokenizer, [(turn.role, turn.content) for turn in request.messages])
+        room = self._decoder.runner.context - min(ANSWER_ROOM, request.max_tokens)
+        if len(tokens) > room:
+            raise PromptTooLongError(f"the prompt has {len(tokens)} tokens, at most {room} fit")
+        waiting = _Request(Prompt(tokens, request.schema, request.adapter, request.max_tokens, request.sampling), tell)
+        with self._changed:
+            if self._closed:
+                raise EngineClosedError("the engine is shutting down")
+            self._forget_gone()
+            if len(self._queue) >= self._max_queue:
+                self._counts.refused += 1
+                raise QueueFullError(f"{len(self._queue)} requests are waiting, as many as may", self._retry_after())
+            self._queue.append(waiting)
+            self._changed.notify_all()
+        return waiting
+
+    def _forget_gone(self) -> None:
+        """Take requests whose caller has gone, or whose deadline is over, out of the queue."""
+        here = [request for request in self._queue if not request.future.cancelled()]
+        self._counts.dropped += len(self._queue) - len(here)
+        self._queue = deque(here)
 
     def _retry_after(self) -> int:
-        batches_ahead = len(self._queue) / self._max_batch + 1
-        return min(max(math.ceil(batches_ahead * self._batch_seconds), 1), LONGEST_RETRY_SECONDS)
+        rounds_ahead = len(self._queue) / self._decoder.runner.slots + 1
+        return min(max(math.ceil(rounds_ahead * self._answer_seconds), 1), LONGEST_RETRY_SECONDS)
 
     def _work(self) -> None:
-        while batch := self._take():
-            started = monotonic()
+        while self._wait_for_work():
             try:
-                self._answer(batch, started)
+                self._admit()
+                self._drop_gone()
+                advanced = self._decoder.step()
+                self._deliver({row: row.done for row in advanced})
             except Exception as error:
                 # Only the kind of error: its message may quote what a customer wrote.
-                _log.error("a batch of %d requests failed with %s", len(batch), type(error).__name__)
-                self._fail(batch, EngineError("generation failed"))
+                _log.error("a step of %d requests failed with %s", len(self._running), type(error).__name__)
+                for request in list(self._running):
+                    self._end(request, error=EngineError("generation failed"))
+
+    def _wait_for_work(self) -> bool:
+        """False when the engine is closed and has answered what ran."""
+        with self._changed:
+            self._counts.steps += bool(self._running)
+            self._unload_unused()
+            self._changed.wait_for(lambda: self._queue or self._running or self._closed or self._leaving)
+            self._unload_unused()
+            return not self._closed or bool(self._running)
+
+    def _unload_unused(self) -> None:
+        used = {request.prompt.adapter for request in self._running}
+        for name in self._leaving - used:
+            self._decoder.prefixes.forget(name)
+            self._decoder.runner.unload(name)
+            self._leaving.remove(name)
+            self._changed.notify_all()
+
+    def _admit(self) -> None:
+        """Let as many of the waiting join as there is room for."""
+        while self._decoder.room:
             with self._changed:
-                self._running = 0
-                self._counts.batches += 1
-                self._batch_seconds = monotonic() - started
+                self._forget_gone()
+                if not self._queue:
+                    return
+                request = self._queue.popleft()
+                loaded = request.prompt.adapter is None or request.prompt.adapter in self._calibrations
+                self._running.append(request)
+            request.started = monotonic()
+            try:
+                if not loaded:
+                    raise NotFoundError(f"adapter {request.prompt.adapter!r} is not loaded any more")
+                request.row = self._decoder.add(request.prompt)
+            except NeuroWeaverError as error:
+                self._end(request, error=error)
 
-    def _take(self) -> list[_Waiting]:
-        """The next requests to run together; none when the engine is closed."""
-        with self._changed:
-            while not self._closed:
-                self._changed.wait_for(lambda: self._queue or self._closed)
-                batch: list[_Waiting] = []
-                while self._queue and len(batch) < self._max_batch:
-                    waiting = self._queue.popleft()
-                    if waiting.future.set_running_or_notify_cancel():
-                        batch.append(waiting)
-                    else:
-                        self._counts.dropped += 1
-                if batch:
-                    self._running = len(batch)
-                    return batch
-            return []
+    def _drop_gone(self) -> None:
+        for request in [request for request in self._running if request.future.cancelled()]:
+            self._end(request)
 
-    def _answer(self, batch: list[_Waiting], started: float) -> None:
-        fitting: list[_Waiting] = []
-        asked: list[Prompt] = []
-        for waiting in batch:
-            tokens = prompts.encode(self._generator.tokenizer, waiting.request.text)
-            room = self._context - ANSWER_ROOM
-            if len(tokens) > room:
-                self._fail([waiting], PromptTooLongError(f"the prompt has {len(tokens)} tokens, at most {room} fit"))
+    def _deliver(self, advanced: dict[Row, bool]) -> None:
+        for request in [request for request in self._running if request.row in advanced]:
+            row = request.row
+            if row is None:
                 continue
-            fitting.append(waiting)
-            asked.append(Prompt(tokens, task_named(waiting.request.task), waiting.request.adapter))
-        if not asked:
-            return
-        with self._model_in_use:
-            generated = self._generator.generate(asked)
+            request.first_token = request.first_token or monotonic()
+            if request.tell is not None:
+                text = self._tokenizer.decode(row.answer, skip_special_tokens=True)
+                if row.done or not text.endswith("\ufffd"):  # half a character
+                    if len(text) > len(request.told):
+                        request.tell(text[len(request.told) :])
+                    request.told = text
+            if row.done:
+                self._end(request, generated=self._decoder.result(row))
+
+    def _end(self, request: _Request, *, generated: Generated | None = None, error: Exception | None = None) -> None:
+        """Take a request out of those that run, with an answer, an error, or, where nobody waits, neither."""
+        if request.row is not None:
+            self._decoder.drop(request.row)
+        calibrated = self._calibrations.get(request.prompt.adapter or "", Calibration())
         with self._changed:
-            self._counts.answered += len(fitting)
-        for waiting, answer in zip(fitting, generated, strict=True):
-            calibrated = self._calibrations.get(waiting.request.adapter, Calibration())
-            waiting.future.set_result(_translate(answer, calibrated, started - waiting.arrived, monotonic() - started))
+            self._running.remove(request)
+            heard = request.future.set_running_or_notify_cancel() if not request.future.cancelled() else False
+            if not heard:
+                self._counts.dropped += 1
+            elif error is not None:
+                self._counts.failed += 1
+            elif generated is not None:
+                self._counts.answered += 1
+                self._counts.prompt_tokens += generated.prompt_tokens
+                self._counts.cached_tokens += generated.cached_tokens
+                self._counts.chosen_tokens += generated.chosen_tokens
+                self._counts.forced_tokens += generated.forced_tokens
+                self._answer_seconds += 0.1 * (monotonic() - request.started - self._answer_seconds)
+        if heard and error is not None:
+            request.future.set_exception(error)
+        elif heard and generated is not None:
+            request.future.set_result(_translate(generated, calibrated, request))
 
-    def _fail(self, batch: list[_Waiting], error: Exception) -> None:
-        open_ones = [waiting for waiting in batch if not waiting.future.done()]
-        with self._changed:
-            self._counts.failed += len(open_ones)
-        for waiting in open_ones:
-            waiting.future.set_exception(error)
 
-
-def _translate(
-    generated: Generated, calibrated: Calibration, queue_seconds: float, compute_seconds: float
-) -> EngineAnswer:
+def _translate(generated: Generated, calibrated: Calibration, request: _Request) -> EngineAnswer:
     return EngineAnswer(
         text=generated.text,
         confidence=calibrated.apply(generated.confidence),
         prompt_tokens=generated.prompt_tokens,
         answer_tokens=generated.chosen_tokens + generated.forced_tokens,
-        queue_seconds=queue_seconds,
-        compute_seconds=compute_seconds,
+        queue_seconds=request.started - request.arrived,
+        compute_seconds=monotonic() - request.started,
+        first_token_seconds=request.first_token - request.arrived,
+        cached_tokens=generated.cached_tokens,
+        forced_tokens=generated.forced_tokens,
+        cut=generated.cut,
     )

@@ -2,26 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from neuroweaver.errors import NeuroWeaverError, UsageError
+from neuroweaver.inference.sampling import GREEDY, Sampling
+
+
+@dataclass(frozen=True)
+class Message:
+    """A turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
 
 
 @dataclass(frozen=True)
 class EngineRequest:
-    """Answer `text` (the user turn) as `task`, by the adapter named `adapter`, within `timeout_seconds`."""
+    """Continue `messages` by `adapter` (None: the base model), as JSON of `schema` if there is one, before a deadline.
 
-    text: str
-    task: str
-    adapter: str
+    An answer has at most `max_tokens` tokens: JSON is closed within them, other text is cut.
+    """
+
+    messages: tuple[Message, ...]
+    adapter: str | None
     timeout_seconds: float
+    schema: Mapping[str, Any] | None = None
+    max_tokens: int = 1024
+    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True)
 class EngineAnswer:
-    """The JSON text of an answer; `confidence` is 0..1, calibrated where the adapter brings a calibration."""
+    """An answer; `confidence` is 0..1, calibrated where the adapter brings a calibration.
+
+    Of `prompt_tokens`, `cached_tokens` were not computed again; of `answer_tokens`, `forced_tokens` followed from the
+    schema. `cut` tells that `max_tokens` ended it.
+    """
 
     text: str
     confidence: float
@@ -29,13 +48,17 @@ class EngineAnswer:
     answer_tokens: int
     queue_seconds: float
     compute_seconds: float
+    first_token_seconds: float = 0.0  # from its arrival
+    cached_tokens: int = 0
+    forced_tokens: int = 0
+    cut: bool = False
 
 
 @dataclass(frozen=True)
 class EngineStats:
     """Where the engine stands; counts are since it was made.
 
-    `dropped` requests never ran: their caller was gone, or their deadline over, before their turn came.
+    `dropped` requests got no answer: their caller was gone, or their deadline over, before it was complete.
     """
 
     alive: bool
@@ -46,7 +69,11 @@ class EngineStats:
     failed: int
     dropped: int
     refused: int
-    batches: int
+    steps: int
+    prompt_tokens: int
+    cached_tokens: int
+    chosen_tokens: int
+    forced_tokens: int
 
 
 class EngineError(NeuroWeaverError, RuntimeError):
@@ -80,11 +107,15 @@ class Engine(Protocol):
     """One base model and the adapters loaded into it."""
 
     async def submit(self, request: EngineRequest) -> EngineAnswer:
-        """The answer. Cancelling the call drops the request where it has not started yet.
+        """The answer. Cancelling the call drops the request, within a step where it runs.
 
-        Raises NotFoundError for an adapter that is not loaded, PromptTooLongError, QueueFullError, DeadlineError,
-        EngineClosedError, and EngineError where generation failed.
+        Raises NotFoundError for an adapter that is not loaded, UsageError for a schema or limits that can't be kept,
+        PromptTooLongError, QueueFullError, DeadlineError, EngineClosedError, and EngineError where generation failed.
         """
+        ...
+
+    def stream(self, request: EngineRequest) -> AsyncIterator[str | EngineAnswer]:
+        """The same, in pieces of text as they come, and the whole answer at the end. Closing it drops the request."""
         ...
 
     def load(self, name: str, folder: Path) -> None:
@@ -93,6 +124,10 @@ class Engine(Protocol):
         Raises UsageError where `name` is taken, and what `neuroweaver.adapter.attach` raises; the adapters
         that are loaded already go on serving.
         """
+        ...
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter. Requests for it that run are answered; raises NotFoundError where there is none."""
         ...
 
     def adapters(self) -> tuple[str, ...]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from neuroweaver import answers, base_model
+from neuroweaver import adapter, answers, base_model, files
 from neuroweaver.errors import IntegrityError, NotFoundError, UsageError
-from neuroweaver.tasks import LEAD_QUALIFICATION, PARTS_LOOKUP
+from neuroweaver.inference import loading
+from neuroweaver.tasks import LEAD_QUALIFICATION, PARTS_LOOKUP, Task
 from serving.engine.local import LocalEngine
 from serving.engine.protocol import (
     DeadlineError,
@@ -19,6 +21,7 @@ from serving.engine.protocol import (
     EngineClosedError,
     EngineError,
     EngineRequest,
+    Message,
     PromptTooLongError,
     QueueFullError,
 )
@@ -26,17 +29,27 @@ from serving.engine.protocol import (
 SALES, PARTS = "automotive-sales@1", "parts-specialist@1"
 
 
+def ask(
+    task: Task, text: str, adapter: str | None, timeout_seconds: float = 60, max_tokens: int = 1024
+) -> EngineRequest:
+    return EngineRequest((Message("user", text),), adapter, timeout_seconds, answers.schema(task), max_tokens)
+
+
 def lead(text: str = "a used Tacoma, under 30k", timeout_seconds: float = 60) -> EngineRequest:
-    return EngineRequest(text, LEAD_QUALIFICATION.name, SALES, timeout_seconds)
+    return ask(LEAD_QUALIFICATION, text, SALES, timeout_seconds)
 
 
 def part(text: str = "front pads for a 2019 Accord") -> EngineRequest:
-    return EngineRequest(text, PARTS_LOOKUP.name, PARTS, 60)
+    return ask(PARTS_LOOKUP, text, PARTS)
 
 
-def make_engine(folder: Path, **bounds: int) -> LocalEngine:
+def chat(text: str, max_tokens: int = 16, timeout_seconds: float = 60) -> EngineRequest:
+    return EngineRequest((Message("user", text),), SALES, timeout_seconds, max_tokens=max_tokens)
+
+
+def make_engine(folder: Path, *, max_batch: int = 4, max_queue: int = 64) -> LocalEngine:
     base = base_model.locate(str(folder), folder)
-    return LocalEngine(*base_model.load(base), base, **bounds)
+    return LocalEngine(*loading.load(base, slots=max_batch, context=4096), max_queue=max_queue)
 
 
 @pytest.fixture
@@ -49,23 +62,24 @@ def engine(tiny_base: Path, tiny_adapter: Callable[..., Path]) -> Iterator[Local
 
 
 class Gate:
-    """Holds an engine's generator until it is opened, and records the sizes of its batches."""
+    """Holds the first step of an engine until it is opened, and records how many rows each step has."""
 
     def __init__(self, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
         self.entered, self.opened = threading.Event(), threading.Event()
         self.batches: list[int] = []
         self.error: Exception | None = None
-        generate = engine._generator.generate
+        step = engine._decoder.step
 
-        def held(prompts: Any) -> Any:
-            self.batches.append(len(prompts))
-            self.entered.set()
-            assert self.opened.wait(20)
-            if self.error is not None:
-                raise self.error
-            return generate(prompts)
+        def held() -> Any:
+            self.batches.append(len(engine._decoder.rows))
+            if engine._decoder.rows:
+                self.entered.set()
+                assert self.opened.wait(20)
+                if self.error is not None:
+                    raise self.error
+            return step()
 
-        monkeypatch.setattr(engine._generator, "generate", held)
+        monkeypatch.setattr(engine._decoder, "step", held)
 
     async def occupy(self, engine: LocalEngine) -> asyncio.Task[EngineAnswer]:
         running = asyncio.create_task(engine.submit(lead()))
@@ -91,7 +105,7 @@ def test_engine_answers_with_the_json_of_the_task(engine: LocalEngine) -> None:
 def test_engine_answers_mixed_adapters_as_it_answers_each_alone(
     engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other = EngineRequest(lead().text, LEAD_QUALIFICATION.name, PARTS, 60)
+    other = ask(LEAD_QUALIFICATION, lead().messages[0].content, PARTS)
     requests = [lead(), part(), other]
     alone = [asyncio.run(engine.submit(request)).text for request in requests]
     gate = Gate(engine, monkeypatch)
@@ -105,7 +119,7 @@ def test_engine_answers_mixed_adapters_as_it_answers_each_alone(
         return [(await task).text for task in tasks]
 
     assert asyncio.run(together()) == alone
-    assert gate.batches == [1, 3]
+    assert gate.batches[:2] == [1, 4], "the others join while the first one runs"
     assert alone[0] != alone[2], "two adapters answer the same question differently"
 
 
@@ -143,7 +157,7 @@ def test_engine_keeps_the_deadline_and_drops_what_has_not_started(
 
     asyncio.run(wait_too_long())
     assert engine.stats().dropped == 1
-    assert gate.batches == [1]
+    assert max(gate.batches) == 1
 
 
 def test_engine_drops_the_request_of_a_caller_that_is_gone(
@@ -163,7 +177,7 @@ def test_engine_drops_the_request_of_a_caller_that_is_gone(
         await engine.submit(part())
 
     asyncio.run(leave())
-    assert gate.batches == [1, 1]
+    assert max(gate.batches) <= 2
     assert engine.stats().dropped == 1
 
 
@@ -195,7 +209,7 @@ def test_engine_refuses_a_prompt_without_room_for_an_answer_and_answers_the_othe
 def test_engine_knows_only_the_adapters_that_were_loaded(engine: LocalEngine) -> None:
     assert engine.adapters() == (SALES, PARTS)
     with pytest.raises(NotFoundError, match="automotive-sales@9"):
-        asyncio.run(engine.submit(EngineRequest("hi", LEAD_QUALIFICATION.name, "automotive-sales@9", 5)))
+        asyncio.run(engine.submit(ask(LEAD_QUALIFICATION, "hi", "automotive-sales@9", 5)))
 
 
 def test_engine_refuses_a_changed_adapter_and_serves_the_others(
@@ -221,11 +235,14 @@ def test_engine_serves_on_after_an_adapter_that_does_not_fit_the_model(
 ) -> None:
     engine = make_engine(tiny_base)
     misfit, sound = tiny_adapter("automotive-sales", seed=3), tiny_adapter("parts-specialist", seed=2)
-    settings = json.loads((misfit / "adapter_config.json").read_text())
-    (misfit / "adapter_config.json").write_text(json.dumps(settings | {"r": 8}))
+    weights = load_file(misfit / adapter.WEIGHTS)
+    save_file({name: tensor[:, :-1].contiguous() for name, tensor in weights.items()}, misfit / adapter.WEIGHTS)
+    manifest = json.loads((misfit / adapter.MANIFEST).read_text())
+    manifest["weights_sha256"] = files.sha256(misfit / adapter.WEIGHTS)
+    (misfit / adapter.MANIFEST).write_text(json.dumps(manifest))
     if not is_first:
         engine.load("parts-specialist@7", sound)
-    with pytest.raises(Exception, match="size mismatch"):
+    with pytest.raises(IntegrityError, match="does not fit the base model"):
         engine.load(SALES, misfit)
     engine.load(PARTS, sound)
     alone = make_engine(tiny_base)
@@ -255,3 +272,85 @@ def test_engine_fails_the_waiting_when_it_closes_and_takes_nothing_more(
 
     asyncio.run(close())
     assert not engine.stats().alive
+
+
+def test_a_stream_gives_the_text_of_the_whole_answer_piece_by_piece(engine: LocalEngine) -> None:
+    async def streamed(request: EngineRequest) -> list[str | EngineAnswer]:
+        return [piece async for piece in engine.stream(request)]
+
+    for request in (part(), chat("hello")):
+        *pieces, answer = asyncio.run(streamed(request))
+        whole = asyncio.run(engine.submit(request))
+
+        assert isinstance(answer, EngineAnswer)
+        assert len(pieces) > 3
+        assert "".join(str(piece) for piece in pieces) == answer.text == whole.text
+        assert answer.answer_tokens == whole.answer_tokens
+        assert 0 < answer.first_token_seconds <= answer.queue_seconds + answer.compute_seconds
+
+
+def test_a_request_that_runs_is_dropped_within_a_step_of_its_caller_leaving(engine: LocalEngine) -> None:
+    async def leave() -> None:
+        stream = engine.stream(chat("hello", max_tokens=3000))
+        await anext(stream)
+        assert engine.stats().running == 1
+        await stream.aclose()
+        async with asyncio.timeout(5):
+            while engine.stats().running:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(leave())
+    assert engine.stats().dropped == 1
+    assert asyncio.run(engine.submit(part())).text
+
+
+def test_a_deadline_ends_a_request_that_runs(engine: LocalEngine) -> None:
+    with pytest.raises(DeadlineError, match=r"0\.3 seconds"):
+        asyncio.run(engine.submit(chat("hello", max_tokens=3000, timeout_seconds=0.3)))
+    assert asyncio.run(engine.submit(part())).text
+    assert (engine.stats().dropped, engine.stats().running) == (1, 0)
+
+
+def test_an_adapter_is_forgotten_when_nobody_uses_it_and_its_name_can_mean_another_then(
+    engine: LocalEngine, tiny_adapter: Callable[..., Path]
+) -> None:
+    first = asyncio.run(engine.submit(lead())).text
+    assert asyncio.run(engine.submit(lead())).text == first
+
+    async def unload_while_it_runs() -> EngineAnswer:
+        stream = engine.stream(lead())
+        await anext(stream)
+        unloading = asyncio.create_task(asyncio.to_thread(engine.unload, SALES))
+        pieces = [piece async for piece in stream]
+        await unloading
+        answer = pieces[-1]
+        assert isinstance(answer, EngineAnswer)
+        return answer
+
+    assert asyncio.run(unload_while_it_runs()).text == first
+    with pytest.raises(NotFoundError):
+        asyncio.run(engine.submit(lead()))
+    with pytest.raises(NotFoundError):
+        engine.unload(SALES)
+    engine.load(SALES, tiny_adapter("automotive-sales", seed=9))
+    again = asyncio.run(engine.submit(lead()))
+
+    assert again.text != first
+    assert again.cached_tokens == 0, "what the other adapter read is not used"
+
+
+def test_what_a_schema_or_its_limits_make_impossible_is_refused_and_the_others_are_answered(
+    engine: LocalEngine,
+) -> None:
+    wrong = EngineRequest((Message("user", "hi"),), SALES, 20, {"type": "nothing"})
+    narrow = ask(LEAD_QUALIFICATION, "hi", SALES, max_tokens=5)
+
+    async def all_at_once() -> list[Any]:
+        return await asyncio.gather(*(engine.submit(r) for r in (wrong, narrow, part())), return_exceptions=True)
+
+    refused, too_narrow, answer = asyncio.run(all_at_once())
+    assert isinstance(refused, UsageError)
+    assert "JSON schema" in str(refused)
+    assert isinstance(too_narrow, UsageError)
+    assert "fits into 5 tokens" in str(too_narrow)
+    assert isinstance(answer, EngineAnswer)

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 
 from neuroweaver import base_model
 from neuroweaver.contracts import ErrorBody
+from neuroweaver.inference import loading
 from neuroweaver.settings import Settings
 from neuroweaver.tasks import LEAD_QUALIFICATION
 from serving.api.bodies import MAX_BYTES
@@ -45,7 +46,7 @@ def champion(folder: Path, model_type: str, **tags: str) -> Champion:
 @pytest.fixture
 def engine(tiny_base: Path) -> Iterator[LocalEngine]:
     base = base_model.locate(str(tiny_base), tiny_base)
-    engine = LocalEngine(*base_model.load(base), base, max_batch=4, max_queue=1)
+    engine = LocalEngine(*loading.load(base, slots=1), max_queue=1)
     yield engine
     engine.close()
 
@@ -226,14 +227,15 @@ def test_overload_and_deadline_have_their_own_answers(
     import threading
 
     entered, opened = threading.Event(), threading.Event()
-    generate = engine._generator.generate
+    step = engine._decoder.step
 
-    def held(prompts: Any) -> Any:
-        entered.set()
-        assert opened.wait(20)
-        return generate(prompts)
+    def held() -> Any:
+        if engine._decoder.rows:
+            entered.set()
+            assert opened.wait(20)
+        return step()
 
-    monkeypatch.setattr(engine._generator, "generate", held)
+    monkeypatch.setattr(engine._decoder, "step", held)
 
     async def use(client: httpx.AsyncClient) -> list[httpx.Response]:
         running = asyncio.create_task(client.post(PROMPTS, json=LEAD))

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from neuroweaver import adapter, answers, base_model, files, prompts
 from neuroweaver.errors import InputError, IntegrityError, NeuroWeaverError, NotFoundError, StorageError, UsageError
-from neuroweaver.generation import Generator, Prompt
+from neuroweaver.inference.decoding import Decoder, Prompt
+from neuroweaver.inference.runner import TransformersRunner
 from neuroweaver.settings import Settings
 from neuroweaver.tasks import LEAD_QUALIFICATION, PARTS_LOOKUP, task_named
 from pipelines import cli_export, export_folder, gguf_writer
@@ -61,15 +62,19 @@ def variant(tiny_base: Path, folder: Path, **lora: Any) -> Path:
     return folder
 
 
-def given(model: Any, tokenizer: Any, asked: Sequence[str], name: str = "__base__") -> list[str]:
+def given(model: Any, tokenizer: Any, asked: Sequence[str], name: str | None = None) -> list[str]:
     """Greedy answers within the schema, every other message asked of another task."""
     found = []
     for number, task in enumerate((LEAD_QUALIFICATION, PARTS_LOOKUP)):
         batch = [
-            Prompt(prompts.encode(tokenizer, prompts.user_turn(task, {task.inputs[0].name: text})), task, name)
+            Prompt(
+                prompts.encode(tokenizer, prompts.user_turn(task, {task.inputs[0].name: text})),
+                answers.schema(task),
+                name,
+            )
             for text in asked[number::2]
         ]
-        found += [answer.text for answer in Generator(model, tokenizer).generate(batch)]
+        found += [answer.text for answer in Decoder(TransformersRunner(model), tokenizer).generate(batch)]
     return found
 
 

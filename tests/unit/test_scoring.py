@@ -11,9 +11,8 @@ import pytest
 
 from neuroweaver import base_model, calibration
 from neuroweaver.calibration import Calibration
-from neuroweaver.generation import BASE
 from pipelines.evaluate import Question
-from pipelines.scoring import Scorer
+from pipelines.scoring import BASE, Scorer
 
 QUESTIONS = [
     Question("parts-lookup", {"request": f"{n} pads", "part_name": "pads", "position": "front", "quantity": n})
