@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +20,21 @@ from neuroweaver import base_model
 from neuroweaver.errors import ConfigError
 
 FILE = "neuroweaver.yaml"
+
+
+class Price(BaseModel):
+    """What tokens cost, in US dollars a million."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    usd_per_million_prompt_tokens: float = Field(0.0, ge=0)
+    usd_per_million_answer_tokens: float = Field(0.0, ge=0)
+
+    def of(self, prompt_tokens: int, answer_tokens: int) -> float:
+        """US dollars for one request."""
+        return (
+            prompt_tokens * self.usd_per_million_prompt_tokens + answer_tokens * self.usd_per_million_answer_tokens
+        ) / 1e6
 
 
 class Settings(BaseSettings):
@@ -42,6 +57,10 @@ class Settings(BaseSettings):
     )
     max_batch: int = Field(16, ge=1, le=256, description="requests the engine answers in one batch")
     max_queue: int = Field(64, ge=1, description="requests that may wait; more are answered 503 with Retry-After")
+    max_adapters: int = Field(32, ge=1, description="adapters the engine keeps in memory; others come when asked for")
+    prices: dict[str, Price] = Field(
+        default_factory=dict, description="per model type, or `default`: what a million tokens cost"
+    )
     request_timeout_seconds: float = Field(60, gt=0, description="deadline of one request")
 
     @field_validator("home")
@@ -67,6 +86,11 @@ class Settings(BaseSettings):
     @property
     def artifact_root(self) -> Path:
         return self.home / "mlflow" / "artifacts"
+
+    def price_of(self, model: str | None) -> Price:
+        """The price of a model, by its name or its type; None is the base model."""
+        names = [model, model.partition("@")[0]] if model else []
+        return next((self.prices[name] for name in [*names, "default"] if name in self.prices), Price())
 
     def masked(self) -> dict[str, object]:
         """Every setting as plain values; passwords inside URLs are not shown."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from neuroweaver.settings import Settings
-from serving.api import errors, health, models, prompts
+from serving.api import errors, health, models, openai, prompts
 from serving.api.bodies import BodyLimit
 from serving.catalog import Catalog
 from serving.engine.protocol import Engine
@@ -13,11 +13,13 @@ from serving.engine.protocol import Engine
 PREFIX = "/api/v1"
 
 
-def create_app(engine: Engine, catalog: Catalog, settings: Settings) -> FastAPI:
+def create_app(engine: Engine, catalog: Catalog, settings: Settings, base_name: str = "base") -> FastAPI:
+    """`base_name` is what OpenAI's clients call the base model."""
     app = FastAPI(title="NeuroWeaver", description="Automotive models, fine-tuned and served.")
     errors.install(app)
     app.add_middleware(BodyLimit)
     app.include_router(health.router(engine))
     app.include_router(models.router(catalog, settings), prefix=PREFIX)
     app.include_router(prompts.router(engine, catalog, settings), prefix=PREFIX)
+    app.include_router(openai.router(engine, catalog, settings, base_name))
     return app

@@ -35,11 +35,12 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Record:
-    """Requests since the service started; `seconds` is the sum over those that were answered."""
+    """Requests since the service started; `seconds` and `cost_usd` are sums over those that were answered."""
 
     answered: int = 0
     failed: int = 0
     seconds: float = 0.0
+    cost_usd: float = 0.0
 
     @property
     def total(self) -> int:
@@ -53,6 +54,10 @@ class Record:
     @property
     def mean_seconds(self) -> float:
         return self.seconds / self.answered if self.answered else 0.0
+
+    @property
+    def mean_cost_usd(self) -> float:
+        return self.cost_usd / self.answered if self.answered else 0.0
 
 
 class Catalog:
@@ -80,7 +85,7 @@ class Catalog:
                 return model
         raise NotFoundError(f"no champion for {model_type} yet: run `make train`")
 
-    def note(self, model_id: str, seconds: float, *, answered: bool) -> None:
+    def note(self, model_id: str, seconds: float, *, answered: bool, cost_usd: float = 0.0) -> None:
         """Count a request to the model."""
         with self._lock:
             old = self._records.get(model_id, Record())
@@ -88,6 +93,7 @@ class Catalog:
                 answered=old.answered + answered,
                 failed=old.failed + (not answered),
                 seconds=old.seconds + (seconds if answered else 0.0),
+                cost_usd=old.cost_usd + cost_usd,
             )
 
     def record(self, model_id: str) -> Record:

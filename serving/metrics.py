@@ -2,9 +2,43 @@
 
 from __future__ import annotations
 
-from serving.engine.protocol import EngineStats
+from prometheus_client import CollectorRegistry, Histogram, generate_latest
+
+from serving.engine.protocol import EngineAnswer, EngineStats
 
 _PREFIX = "neuroweaver_engine"
+
+
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+class Timings:
+    """Histograms over the requests that were answered."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+
+        def histogram(name: str, purpose: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"{_PREFIX}_{name}", purpose, buckets=buckets, registry=self._registry)
+
+        self._queue = histogram("queue_seconds", "From arrival until a request begins to run.", _SECONDS)
+        self._first = histogram("time_to_first_token_seconds", "From arrival to the first token.", _SECONDS)
+        self._each = histogram("time_per_output_token_seconds", "Between tokens, after the first.", _SECONDS)
+        self._prompt = histogram("prompt_tokens", "Tokens of a prompt.", _TOKENS)
+        self._answer = histogram("answer_tokens", "Tokens of an answer.", _TOKENS)
+
+    def observe(self, answer: EngineAnswer) -> None:
+        self._queue.observe(answer.queue_seconds)
+        self._first.observe(answer.first_token_seconds)
+        after = answer.queue_seconds + answer.compute_seconds - answer.first_token_seconds
+        if answer.answer_tokens > 1:
+            self._each.observe(max(after, 0.0) / (answer.answer_tokens - 1))
+        self._prompt.observe(answer.prompt_tokens)
+        self._answer.observe(answer.answer_tokens)
+
+    def render(self) -> str:
+        return generate_latest(self._registry).decode()
 
 
 def render(stats: EngineStats) -> str:
@@ -32,5 +66,20 @@ def render(stats: EngineStats) -> str:
         "counter",
         "Tokens of answered requests; cached ones are of prompts, and were not read again.",
         {f'{{kind="{kind}"}}': count for kind, count in kinds.items()},
+    )
+    metric("prefix_hits_total", "counter", "Prompts whose beginning was not read again.", {"": stats.prefix_hits})
+    metric("prefix_bytes", "gauge", "Memory of prompts' beginnings.", {"": stats.prefix_bytes})
+    metric(
+        "adapters",
+        "gauge",
+        "Adapters, known and in memory.",
+        {'{state="known"}': stats.adapters_known, '{state="resident"}': stats.adapters_resident},
+    )
+    uses = {"hit": stats.adapter_hits, "load": stats.adapter_loads, "eviction": stats.adapter_evictions}
+    metric(
+        "adapter_uses_total",
+        "counter",
+        "Adapters found in memory, loaded, and evicted.",
+        {f'{{kind="{kind}"}}': count for kind, count in uses.items()},
     )
     return "\n".join(lines) + "\n"

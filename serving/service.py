@@ -23,7 +23,7 @@ from serving.api.errors import error_response
 from serving.app import create_app
 from serving.catalog import Catalog, load_champions
 from serving.engine.local import LocalEngine
-from serving.metrics import render
+from serving.metrics import Timings, render
 
 LOADING = "the models are being loaded"
 
@@ -55,6 +55,7 @@ class NeuroWeaver:
     def __init__(self) -> None:
         logging.getLogger("serving").setLevel(logging.INFO)
         self._engine: LocalEngine | None = None
+        self._timings = Timings()
         self._stopping = threading.Event()
         self._failed = False
         threading.Thread(target=self._load, name="loader", daemon=True).start()
@@ -66,7 +67,10 @@ class NeuroWeaver:
             base = base_model.locate(chosen.base_model, chosen.home)
             precision = chosen.engine_precision if chosen.engine_precision != "auto" else best_precision()
             runner, tokenizer = loading.load(base, precision=precision, slots=chosen.max_batch)
-            engine = LocalEngine(runner, tokenizer, max_queue=chosen.max_queue)
+            engine = LocalEngine(
+                runner, tokenizer, max_queue=chosen.max_queue, max_adapters=chosen.max_adapters,
+                observe=self._timings.observe,
+            )  # fmt: skip
             served = load_champions(engine, registry.champions(chosen))
         except Exception as error:
             front.reason = f"the models can't be loaded: {error}".split("\n")[0]
@@ -77,7 +81,7 @@ class NeuroWeaver:
         if self._stopping.is_set():
             engine.close()
             return
-        front.app = create_app(engine, Catalog(served), chosen)
+        front.app = create_app(engine, Catalog(served), chosen, base.title)
         _log.info("serving %s on %s", ", ".join(engine.adapters()) or "no models yet", base.title)
 
     async def __is_alive__(self) -> bool:
@@ -90,7 +94,7 @@ class NeuroWeaver:
 
     def __metrics__(self, text: str) -> str:
         """BentoML's metrics and the engine's."""
-        return text if self._engine is None else text + render(self._engine.stats())
+        return text if self._engine is None else text + render(self._engine.stats()) + self._timings.render()
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:

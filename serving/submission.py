@@ -19,8 +19,6 @@ from neuroweaver.tasks import Column, Task
 from serving.catalog import Catalog, ServedModel
 from serving.engine.protocol import Engine, EngineAnswer, EngineRequest, Message
 
-COST_USD = 0.0  # own hardware has no price per request; one that is measured comes with routing
-
 _log = logging.getLogger(__name__)
 
 
@@ -58,7 +56,7 @@ async def answer(request: PromptSubmissionRequest, engine: Engine, catalog: Cata
     submission = prepare(request, catalog, settings)
     task, model = submission.task, submission.model
     started = monotonic()
-    answered = False
+    answered, cost = False, 0.0
     try:
         answer = await engine.submit(
             EngineRequest(
@@ -69,14 +67,17 @@ async def answer(request: PromptSubmissionRequest, engine: Engine, catalog: Cata
             )
         )
         known = {"vin": request.context.vehicle_id, **submission.row}
+        cost = settings.price_of(model.id).of(answer.prompt_tokens, answer.answer_tokens)
         reading = responses.read(task, answer.text, known if _has_vin_input(task) else submission.row)
         answered = True
     finally:
-        catalog.note(model.id, monotonic() - started, answered=answered)
-    return _respond(submission, answer, reading, monotonic() - started)
+        catalog.note(model.id, monotonic() - started, answered=answered, cost_usd=cost)
+    return _respond(submission, answer, reading, monotonic() - started, cost)
 
 
-def _respond(submission: Submission, answer: EngineAnswer, reading: Reading, seconds: float) -> AIResponse:
+def _respond(
+    submission: Submission, answer: EngineAnswer, reading: Reading, seconds: float, cost_usd: float
+) -> AIResponse:
     task, model = submission.task, submission.model
     request_id = f"req_{uuid4().hex}"
     _log.info(
@@ -87,7 +88,7 @@ def _respond(submission: Submission, answer: EngineAnswer, reading: Reading, sec
         request_id=request_id,
         model_used=model.id,
         response_time=round(seconds * 1000, 3),
-        cost=COST_USD,
+        cost=cost_usd,
         confidence=min(max(answer.confidence, 0.0), 1.0),
         content=responses.content(reading),
         automotive=responses.automotive(task, reading, datetime.now(UTC)),

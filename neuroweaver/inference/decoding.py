@@ -53,6 +53,8 @@ class Generated:
     chosen_tokens: int
     forced_tokens: int
     cut: bool = False
+    tokens: tuple[int, ...] = ()
+    log_probabilities: tuple[float, ...] = ()  # of each token; 0 for forced ones
 
 
 @dataclass(eq=False)
@@ -69,7 +71,8 @@ class Row:
     started: bool = False
     prefilled: bool = False
     answer: list[int] = field(default_factory=list)
-    log_probabilities: list[float] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)  # of the chosen tokens
+    chosen: list[int] = field(default_factory=list)  # where in the answer they are
     done: bool = False
     cut: bool = False
     ended: bool = False  # by choosing the end-of-text token, which is no part of the answer
@@ -179,6 +182,7 @@ class Decoder:
 
     def result(self, row: Row) -> Generated:
         chosen = len(row.log_probabilities)
+        each = dict(zip(row.chosen, row.log_probabilities, strict=False))  # the end-of-text token has no place
         return Generated(
             text=self.tokenizer.decode(row.answer, skip_special_tokens=True),
             confidence=math.exp(sum(row.log_probabilities) / chosen) if chosen else 1.0,
@@ -187,6 +191,8 @@ class Decoder:
             chosen_tokens=chosen,
             forced_tokens=len(row.answer) - chosen + row.ended,
             cut=row.cut,
+            tokens=tuple(row.answer),
+            log_probabilities=tuple(each.get(place, 0.0) for place in range(len(row.answer))),
         )
 
     def _begin(self, row: Row) -> None:
@@ -232,6 +238,7 @@ class Decoder:
             row.done = row.ended = True
             return
         before = len(row.answer)
+        row.chosen.append(before)
         row.answer.append(token)
         row.unread.append(token)
         if row.grammar is not None:
@@ -260,6 +267,7 @@ class Decoder:
             else:
                 row.answer[before:] = row.way_out
                 row.log_probabilities.pop()
+                row.chosen.pop()
 
     def _left(self, row: Row) -> int:
         return self._limit(row.prompt) - len(row.answer)

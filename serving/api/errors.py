@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from neuroweaver.contracts import ErrorBody
@@ -31,6 +32,22 @@ _CODES = {
 _log = logging.getLogger(__name__)
 
 
+_KINDS = {404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
+
+
+class OpenAIErrorDetail(BaseModel):
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class OpenAIError(BaseModel):
+    """The error of OpenAI's API, for its clients."""
+
+    error: OpenAIErrorDetail
+
+
 def error_response(status: int, errors: Sequence[str], headers: Mapping[str, str] | None = None) -> JSONResponse:
     code, message = _CODES.get(status) or (f"http_{status}", HTTPStatus(status).phrase.lower())
     body = ErrorBody(message=message, errors=list(errors), code=code)
@@ -38,17 +55,40 @@ def error_response(status: int, errors: Sequence[str], headers: Mapping[str, str
 
 
 def install(app: FastAPI) -> None:
-    """Answer every error of `app` with our body."""
+    """Answer every error of `app` with our body, or with OpenAI's under its path."""
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(NeuroWeaverError, _ours)
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _invalid(_: Request, error: Exception) -> JSONResponse:
+def openai_error(error: NeuroWeaverError) -> tuple[int, OpenAIError]:
+    """The status and body of an error of ours."""
+    status, _ = _status(error)
+    return status, _openai_body(status, [str(error)])
+
+
+def _openai_body(status: int, errors: Sequence[str], param: str | None = None) -> OpenAIError:
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
+    code, _ = _CODES.get(status, (f"http_{status}", ""))
+    return OpenAIError(error=OpenAIErrorDetail(message="; ".join(errors), type=kind, param=param, code=code))
+
+
+def _answer(
+    request: Request, status: int, errors: Sequence[str], headers: Mapping[str, str] | None = None,
+    param: str | None = None,
+) -> JSONResponse:  # fmt: skip
+    if not request.url.path.startswith("/v1/"):
+        return error_response(status, errors, headers)
+    return JSONResponse(_openai_body(status, errors, param).model_dump(), status, headers=dict(headers or {}))
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
     problems = error.errors() if isinstance(error, RequestValidationError) else []
     status = 400 if any(problem["type"] == "json_invalid" for problem in problems) else 422
-    return error_response(status, [_describe(problem) for problem in problems])
+    described = [_describe(problem) for problem in problems]
+    param = ".".join(str(part) for part in problems[0]["loc"][1:]) if problems and status == 422 else None
+    return _answer(request, status, described, param=param)
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
@@ -59,26 +99,32 @@ def _describe(problem: Mapping[str, Any]) -> str:
     return f"{where}: {'unknown key' if problem['type'] == 'extra_forbidden' else problem['msg']}"
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
-    return error_response(error.status_code, [str(error.detail)], error.headers)
+    return _answer(request, error.status_code, [str(error.detail)], error.headers)
 
 
-async def _ours(_: Request, error: Exception) -> JSONResponse:
+async def _ours(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, NeuroWeaverError):
+        raise error
+    status, headers = _status(error)
+    return _answer(request, status, [str(error)], headers)
+
+
+def _status(error: NeuroWeaverError) -> tuple[int, dict[str, str]]:
+    """The status of an error of ours, and the headers that go with it."""
     if isinstance(error, QueueFullError):
-        return error_response(503, [str(error)], {"Retry-After": str(error.retry_after_seconds)})
+        return 503, {"Retry-After": str(error.retry_after_seconds)}
     if isinstance(error, EngineClosedError):
-        return error_response(503, [str(error)], {"Retry-After": "5"})
+        return 503, {"Retry-After": "5"}
     if isinstance(error, DeadlineError):
-        return error_response(504, [str(error)])
+        return 504, {}
     if isinstance(error, NotFoundError):
-        return error_response(404, [str(error)])
-    if isinstance(error, UsageError):
-        return error_response(422, [str(error)])
-    return error_response(500, [str(error)])
+        return 404, {}
+    return (422 if isinstance(error, UsageError) else 500), {}
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     _log.error("%s %s failed with %s", request.method, request.url.path, type(error).__name__)
-    return error_response(500, ["an unexpected error; the service's log has its kind"])
+    return _answer(request, 500, ["an unexpected error; the service's log has its kind"])

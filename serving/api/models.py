@@ -17,7 +17,6 @@ from neuroweaver.contracts import (
 )
 from neuroweaver.settings import Settings
 from serving.catalog import Catalog, ServedModel
-from serving.submission import COST_USD
 
 
 def router(catalog: Catalog, settings: Settings) -> APIRouter:
@@ -32,7 +31,7 @@ def router(catalog: Catalog, settings: Settings) -> APIRouter:
         shown = models[(page - 1) * limit : page * limit]
         pages = -(-len(models) // limit)
         return APIResponse(
-            data=ModelList(models=[ModelListItem(**_item(model)) for model in shown]),
+            data=ModelList(models=[ModelListItem(**_item(model, catalog)) for model in shown]),
             pagination=PaginationMeta(page=page, limit=limit, total=len(models), total_pages=pages),
         )
 
@@ -44,21 +43,21 @@ def router(catalog: Catalog, settings: Settings) -> APIRouter:
     return routes
 
 
-def _item(model: ServedModel) -> dict[str, Any]:
+def _item(model: ServedModel, catalog: Catalog) -> dict[str, Any]:
     return {
         "id": model.id,
         "name": f"{model.model_type.replace('-', ' ').title()} v{model.version}",
         "type": model.model_type,
         "status": "deployed",
         "accuracy": model.accuracy,
-        "cost_per_request": COST_USD,
+        "cost_per_request": catalog.record(model.id).mean_cost_usd,
     }
 
 
 def _model(model: ServedModel, catalog: Catalog, settings: Settings) -> AIModel:
     record = catalog.record(model.id)
     return AIModel(
-        **_item(model),
+        **_item(model, catalog),
         version=str(model.version),
         max_concurrency=settings.max_batch,
         training_data=TrainingData(

@@ -7,18 +7,19 @@ import logging
 import math
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from neuroweaver import calibration, prompts
+from neuroweaver import prompts
 from neuroweaver.calibration import Calibration
-from neuroweaver.errors import NeuroWeaverError, NotFoundError, UsageError
+from neuroweaver.errors import NeuroWeaverError, NotFoundError
 from neuroweaver.inference.decoding import Decoder, Generated, Prompt, Row
 from neuroweaver.inference.runner import Runner
+from serving.engine.answer_text import AnswerText
 from serving.engine.protocol import (
     DeadlineError,
     EngineAnswer,
@@ -28,9 +29,12 @@ from serving.engine.protocol import (
     EngineStats,
     PromptTooLongError,
     QueueFullError,
+    Token,
 )
+from serving.engine.residents import Residents
 
 ANSWER_ROOM = 512  # tokens of the context that a prompt must leave free
+_LOOK_SECONDS = 1.0  # between two looks for callers that have gone, while nothing runs
 CLOSING_SECONDS = 30.0  # how long `close` waits for the requests that run
 LONGEST_RETRY_SECONDS = 60
 
@@ -43,12 +47,12 @@ class _Request:
 
     prompt: Prompt
     tell: Callable[[str], None] | None
+    text: AnswerText
     future: Future[EngineAnswer] = field(default_factory=Future)
     arrived: float = field(default_factory=monotonic)
     started: float = 0.0
     first_token: float = 0.0
     row: Row | None = None
-    told: str = ""
 
 
 @dataclass
@@ -67,15 +71,25 @@ class _Counts:
 class LocalEngine:
     """Implements `serving.engine.protocol.Engine` in this process, for as many rows at once as the runner has slots."""
 
-    def __init__(self, runner: Runner, tokenizer: Any, *, max_queue: int = 64) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Any,
+        *,
+        max_queue: int = 64,
+        max_adapters: int = 32,
+        observe: Callable[[EngineAnswer], None] = lambda _: None,
+    ) -> None:
         self._decoder = Decoder(runner, tokenizer)
         self._tokenizer = tokenizer
         self._max_queue = max_queue
         self._queue: deque[_Request] = deque()
         self._running: list[_Request] = []  # the thread's own; others read its length
         self._changed = threading.Condition()  # guards the queue, the counts, the adapters and `_closed`
-        self._calibrations: dict[str, Calibration] = {}
+        self._residents = Residents(runner, max_adapters, loaded=self._wake, evicted=self._decoder.prefixes.forget)
+        self._wanted: dict[str, Exception | None] = {}  # adapters that `load` waits for, and why they can't be had
         self._leaving: set[str] = set()  # adapters to unload as soon as no row uses them
+        self._observe = observe
         self._counts = _Counts()
         self._answer_seconds = 1.0
         self._closed = False
@@ -114,16 +128,20 @@ class LocalEngine:
 
     def load(self, name: str, folder: Path) -> None:
         with self._changed:
-            if name in self._calibrations:
-                raise UsageError(f"adapter {name!r} is loaded already")
-        calibrated = calibration.read(folder)
-        self._decoder.runner.load(name, folder)
-        with self._changed:
-            self._calibrations[name] = calibrated
+            self._residents.add(name, folder)
+            self._wanted[name] = None
+            self._changed.notify_all()
+            self._changed.wait_for(
+                lambda: name not in self._wanted or self._wanted[name] or not self._thread.is_alive()
+            )
+            error = self._wanted.pop(name, None)
+            if error is not None:
+                self._residents.remove(name)
+                raise error
 
     def unload(self, name: str) -> None:
         with self._changed:
-            if self._calibrations.pop(name, None) is None:
+            if name not in self._residents.names() or name in self._leaving:
                 raise NotFoundError(f"adapter {name!r} is not loaded")
             self._leaving.add(name)
             self._changed.notify_all()
@@ -131,7 +149,7 @@ class LocalEngine:
 
     def adapters(self) -> tuple[str, ...]:
         with self._changed:
-            return tuple(self._calibrations)
+            return tuple(name for name in self._residents.names() if name not in self._leaving | self._wanted.keys())
 
     def stats(self) -> EngineStats:
         with self._changed:
@@ -141,6 +159,13 @@ class LocalEngine:
                 queued=len(self._queue),
                 running=len(self._running),
                 max_queue=self._max_queue,
+                prefix_hits=self._decoder.prefixes.stats().hits,
+                prefix_bytes=self._decoder.prefixes.stats().bytes,
+                adapters_known=len(self._residents.names()),
+                adapters_resident=len(self._residents.resident()),
+                adapter_hits=self._residents.counts.hits,
+                adapter_loads=self._residents.counts.loads,
+                adapter_evictions=self._residents.counts.evictions,
                 **vars(self._counts),
             )
 
@@ -153,6 +178,11 @@ class LocalEngine:
         for request in left:
             request.future.set_exception(EngineClosedError("the engine is shutting down"))
         self._thread.join(CLOSING_SECONDS)
+        self._residents.close()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _enqueue(self, request: EngineRequest, tell: Callable[[str], None] | None) -> _Request:
         if request.adapter is not None and request.adapter not in self.adapters():
@@ -161,7 +191,11 @@ class LocalEngine:
         room = self._decoder.runner.context - min(ANSWER_ROOM, request.max_tokens)
         if len(tokens) > room:
             raise PromptTooLongError(f"the prompt has {len(tokens)} tokens, at most {room} fit")
-        waiting = _Request(Prompt(tokens, request.schema, request.adapter, request.max_tokens, request.sampling), tell)
+        waiting = _Request(
+            Prompt(tokens, request.schema, request.adapter, request.max_tokens, request.sampling),
+            tell,
+            AnswerText(request.stop),
+        )
         with self._changed:
             if self._closed:
                 raise EngineClosedError("the engine is shutting down")
@@ -184,80 +218,111 @@ class LocalEngine:
         return min(max(math.ceil(rounds_ahead * self._answer_seconds), 1), LONGEST_RETRY_SECONDS)
 
     def _work(self) -> None:
-        while self._wait_for_work():
+        while self._prepare():
             try:
-                self._admit()
-                self._drop_gone()
-                advanced = self._decoder.step()
-                self._deliver({row: row.done for row in advanced})
+                self._deliver(self._decoder.step())
             except Exception as error:
                 # Only the kind of error: its message may quote what a customer wrote.
                 _log.error("a step of %d requests failed with %s", len(self._running), type(error).__name__)
                 for request in list(self._running):
                     self._end(request, error=EngineError("generation failed"))
 
-    def _wait_for_work(self) -> bool:
-        """False when the engine is closed and has answered what ran."""
-        with self._changed:
-            self._counts.steps += bool(self._running)
-            self._unload_unused()
-            self._changed.wait_for(lambda: self._queue or self._running or self._closed or self._leaving)
-            self._unload_unused()
-            return not self._closed or bool(self._running)
+    def _prepare(self) -> bool:
+        """Let rows and adapters come and go until there is a step to do; False when the engine is closed and idle."""
+        while True:
+            self._drop_gone()
+            with self._changed:
+                self._unload_unused()
+                self._fetch_wanted()
+                admitted = self._take()
+                if not (admitted or self._running):
+                    if self._closed:
+                        return False
+                    self._changed.wait(_LOOK_SECONDS)
+                    continue
+                self._running += admitted
+                self._counts.steps += 1
+            for request in admitted:
+                request.started = monotonic()
+                try:
+                    request.row = self._decoder.add(request.prompt)
+                except NeuroWeaverError as error:
+                    self._end(request, error=error)
+            if self._running:
+                return True
 
     def _unload_unused(self) -> None:
-        used = {request.prompt.adapter for request in self._running}
-        for name in self._leaving - used:
-            self._decoder.prefixes.forget(name)
-            self._decoder.runner.unload(name)
-            self._leaving.remove(name)
+        for name in self._leaving - self._in_use():
+            if name not in self._wanted and self._residents.idle(name):
+                self._residents.remove(name)
+                self._leaving.remove(name)
+                self._changed.notify_all()
+
+    def _fetch_wanted(self) -> None:
+        for name in [name for name, error in self._wanted.items() if error is None]:
+            try:
+                if not self._residents.ready(name, self._in_use()):
+                    continue
+                del self._wanted[name]
+            except Exception as error:  # a foreign file can be wrong in any way
+                self._wanted[name] = error
             self._changed.notify_all()
 
-    def _admit(self) -> None:
-        """Let as many of the waiting join as there is room for."""
-        while self._decoder.room:
-            with self._changed:
-                self._forget_gone()
-                if not self._queue:
-                    return
-                request = self._queue.popleft()
-                loaded = request.prompt.adapter is None or request.prompt.adapter in self._calibrations
-                self._running.append(request)
-            request.started = monotonic()
+    def _take(self) -> list[_Request]:
+        """As many of the waiting as there is room for; those whose adapter is still on its way are overtaken."""
+        self._forget_gone()
+        taken: list[_Request] = []
+        for request in list(self._queue):
+            if len(taken) >= self._decoder.room:
+                break
+            name = request.prompt.adapter
             try:
-                if not loaded:
-                    raise NotFoundError(f"adapter {request.prompt.adapter!r} is not loaded any more")
-                request.row = self._decoder.add(request.prompt)
-            except NeuroWeaverError as error:
-                self._end(request, error=error)
+                if name is not None and not self._residents.ready(
+                    name, self._in_use() | {r.prompt.adapter for r in taken}
+                ):
+                    continue
+                taken.append(request)
+            except Exception as error:
+                self._counts.failed += 1
+                if request.future.set_running_or_notify_cancel():
+                    request.future.set_exception(
+                        error
+                        if isinstance(error, NeuroWeaverError)
+                        else EngineError(f"adapter {name!r} can't be loaded")
+                    )
+            self._queue.remove(request)
+        return taken
+
+    def _in_use(self) -> set[str | None]:
+        return {request.prompt.adapter for request in self._running}
 
     def _drop_gone(self) -> None:
         for request in [request for request in self._running if request.future.cancelled()]:
             self._end(request)
 
-    def _deliver(self, advanced: dict[Row, bool]) -> None:
-        for request in [request for request in self._running if request.row in advanced]:
+    def _deliver(self, advanced: Sequence[Row]) -> None:
+        rows = set(advanced)
+        for request in [request for request in self._running if request.row in rows]:
             row = request.row
             if row is None:
                 continue
             request.first_token = request.first_token or monotonic()
-            if request.tell is not None:
+            if request.tell is not None or row.done or request.text.stops:
                 text = self._tokenizer.decode(row.answer, skip_special_tokens=True)
-                if row.done or not text.endswith("\ufffd"):  # half a character
-                    if len(text) > len(request.told):
-                        request.tell(text[len(request.told) :])
-                    request.told = text
-            if row.done:
+                piece = request.text.grow(text, done=row.done)
+                if piece and request.tell is not None:
+                    request.tell(piece)
+            if row.done or request.text.stopped:
                 self._end(request, generated=self._decoder.result(row))
 
     def _end(self, request: _Request, *, generated: Generated | None = None, error: Exception | None = None) -> None:
         """Take a request out of those that run, with an answer, an error, or, where nobody waits, neither."""
         if request.row is not None:
             self._decoder.drop(request.row)
-        calibrated = self._calibrations.get(request.prompt.adapter or "", Calibration())
         with self._changed:
+            calibrated = self._residents.calibration(request.prompt.adapter)
             self._running.remove(request)
-            heard = request.future.set_running_or_notify_cancel() if not request.future.cancelled() else False
+            heard = not request.future.cancelled() and request.future.set_running_or_notify_cancel()
             if not heard:
                 self._counts.dropped += 1
             elif error is not None:
@@ -272,19 +337,22 @@ class LocalEngine:
         if heard and error is not None:
             request.future.set_exception(error)
         elif heard and generated is not None:
-            request.future.set_result(_translate(generated, calibrated, request))
+            answer = self._translate(generated, calibrated, request)
+            self._observe(answer)
+            request.future.set_result(answer)
 
-
-def _translate(generated: Generated, calibrated: Calibration, request: _Request) -> EngineAnswer:
-    return EngineAnswer(
-        text=generated.text,
-        confidence=calibrated.apply(generated.confidence),
-        prompt_tokens=generated.prompt_tokens,
-        answer_tokens=generated.chosen_tokens + generated.forced_tokens,
-        queue_seconds=request.started - request.arrived,
-        compute_seconds=monotonic() - request.started,
-        first_token_seconds=request.first_token - request.arrived,
-        cached_tokens=generated.cached_tokens,
-        forced_tokens=generated.forced_tokens,
-        cut=generated.cut,
-    )
+    def _translate(self, generated: Generated, calibrated: Calibration, request: _Request) -> EngineAnswer:
+        tokens = zip(generated.tokens, generated.log_probabilities, strict=True)
+        return EngineAnswer(
+            text=request.text.text,
+            confidence=calibrated.apply(generated.confidence),
+            prompt_tokens=generated.prompt_tokens,
+            answer_tokens=generated.chosen_tokens + generated.forced_tokens,
+            queue_seconds=request.started - request.arrived,
+            compute_seconds=monotonic() - request.started,
+            first_token_seconds=request.first_token - request.arrived,
+            cached_tokens=generated.cached_tokens,
+            forced_tokens=generated.forced_tokens,
+            cut=generated.cut and not request.text.stopped,
+            tokens=tuple(Token(self._tokenizer.decode([token]), found) for token, found in tokens),
+        )

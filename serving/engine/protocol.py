@@ -32,6 +32,15 @@ class EngineRequest:
     schema: Mapping[str, Any] | None = None
     max_tokens: int = 1024
     sampling: Sampling = GREEDY
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer; forced ones have log-probability 0."""
+
+    text: str
+    log_probability: float
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ class EngineAnswer:
     """An answer; `confidence` is 0..1, calibrated where the adapter brings a calibration.
 
     Of `prompt_tokens`, `cached_tokens` were not computed again; of `answer_tokens`, `forced_tokens` followed from the
-    schema. `cut` tells that `max_tokens` ended it.
+    schema. `cut` tells that `max_tokens` ended it. `tokens` may reach past a stop string.
     """
 
     text: str
@@ -52,6 +61,7 @@ class EngineAnswer:
     cached_tokens: int = 0
     forced_tokens: int = 0
     cut: bool = False
+    tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,13 @@ class EngineStats:
     cached_tokens: int
     chosen_tokens: int
     forced_tokens: int
+    prefix_hits: int
+    prefix_bytes: int
+    adapters_known: int
+    adapters_resident: int
+    adapter_hits: int
+    adapter_loads: int
+    adapter_evictions: int
 
 
 class EngineError(NeuroWeaverError, RuntimeError):
