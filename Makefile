@@ -49,6 +49,7 @@ format: setup ## apply formatting and safe fixes
 bench: setup ## measure and write benchmarks/results/
 	$(BIN)/neuroweaver bench validation --save
 	$(BIN)/neuroweaver bench training --save
+	$(BIN)/neuroweaver bench serving --save
 
 clean: ## remove the environment and caches, keep the data folder
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build *.egg-info

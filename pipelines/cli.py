@@ -15,7 +15,7 @@ from rich.console import Console
 from neuroweaver import __version__, memory, settings
 from neuroweaver.adapter import parse_ref
 from neuroweaver.errors import EXIT_FAILED, EXIT_WRONG_CALL, ConfigError, NeuroWeaverError, UsageError
-from pipelines import cli_compare, cli_data, cli_export, cli_jobs, cli_models, cli_sweep, cli_train_all
+from pipelines import cli_bench, cli_compare, cli_data, cli_export, cli_jobs, cli_models, cli_sweep, cli_train_all
 from pipelines.terminal import Json, MappingName, TaskName, err, harmless, out
 
 app = typer.Typer(
@@ -36,7 +36,7 @@ app.command()(cli_sweep.sweep)
 app.add_typer(cli_data.datasets_app, name="datasets")
 app.add_typer(cli_data.crm_app, name="crm")
 app.add_typer(cli_data.import_app, name="import")
-app.add_typer(cli_data.bench_app, name="bench")
+app.add_typer(cli_bench.bench_app, name="bench")
 app.add_typer(cli_jobs.jobs_app, name="jobs")
 
 DataFile = Annotated[Path, typer.Option("--data", help="A file in any of the formats that can be trained on.")]

@@ -1,4 +1,4 @@
-"""The commands about data: validate, import, look at, explain, measure, forget."""
+"""The commands about data: validate, import, look at, explain, forget."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from pipelines.terminal import Json, MappingName, TaskName, err, harmless, out
 datasets_app = typer.Typer(no_args_is_help=True, help="Stored datasets: list, show, trace, forget a customer.")
 crm_app = typer.Typer(no_args_is_help=True, help="Mapping files for CRM exports.")
 import_app = typer.Typer(no_args_is_help=True, help="Public data -> training rows.")
-bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
 
 
 def validate(
@@ -238,60 +237,6 @@ def import_nhtsa(
             command = f"neuroweaver validate {target} --model-type service-advisor"
             out.print(f"Next:  {command}", markup=False, highlight=False)
     raise typer.Exit(0 if done.written else EXIT_FAILED)
-
-
-@bench_app.command("validation")
-def bench_validation(
-    rows: Annotated[int, typer.Option("--rows", min=1000)] = 1_000_000,
-    seed: Annotated[int, typer.Option("--seed")] = 7,
-    save: Annotated[bool, typer.Option("--save", help="Write benchmarks/results/validation.{json,md}, too.")] = False,
-    as_json: Json = False,
-) -> None:
-    """Generate and validate a large file, beside plain Pandera on the same one."""
-    from benchmarks import validation
-
-    with err.status(f"generating and validating {rows:,} rows"):
-        result = validation.run(rows, seed)
-    if save:
-        validation.save(result)
-    typer.echo(json.dumps(result)) if as_json else out.print(validation.table(result), highlight=False)
-
-
-@bench_app.command("training")
-def bench_training(
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps of each contender.")] = 8,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 8,
-    last_layers: Annotated[int | None, typer.Option("--last-layers", min=1, help="All layers if left out.")] = None,
-    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Rounds, each with other rows.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 7,
-    base: Annotated[str | None, typer.Option("--base-model", help="The default one if left out.")] = None,
-    save: Annotated[
-        bool, typer.Option("--save", "--write", help="Write benchmarks/results/training.{json,md}, too.")
-    ] = False,
-    as_json: Json = False,
-) -> None:
-    """Fine-tune for a few steps beside TRL's trainer and the machine's matrix products."""
-    from benchmarks import training, training_report
-    from neuroweaver import base_model
-
-    def say(line: str) -> None:
-        err.print(line, markup=False, highlight=False)
-
-    result = training.run(
-        settings.load().home,
-        steps=steps,
-        batch_size=batch_size,
-        last_layers=last_layers,
-        repeat=repeat,
-        seed=seed,
-        base=base or base_model.DEFAULT,
-        say=say,
-    )
-    if save:
-        training_report.save(result)
-    typer.echo(json.dumps(result)) if as_json else out.print(
-        "\n".join(training_report.table(result)), markup=False, highlight=False
-    )
 
 
 def _numbers(path: Path | None) -> frozenset[str]:

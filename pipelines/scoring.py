@@ -16,6 +16,7 @@ from neuroweaver.base_model import BaseModel
 from neuroweaver.calibration import Calibration
 from neuroweaver.inference import loading
 from neuroweaver.inference.decoding import Decoder
+from neuroweaver.inference.kernels import Precision
 from neuroweaver.tasks import task_named
 from pipelines.evaluate import Question, answer, score
 from pipelines.released import Answer
@@ -35,11 +36,19 @@ class Scorer:
     `latency_rows` are how many rows are answered once more, one at a time, to time them; 0 times none.
     """
 
-    def __init__(self, base: BaseModel, home: Path, batch_size: int = 48, latency_rows: int = 5) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        home: Path,
+        batch_size: int = 48,
+        latency_rows: int = 5,
+        precision: Precision = "fp32",
+    ) -> None:
         self._base = base
         self._memory = home / "evaluations"
         self._batch_size = batch_size
         self._latency_rows = latency_rows
+        self._precision = precision
         self._adapters: dict[str, Path] = {}
         self._decoder: Decoder | None = None
         self._loaded: set[str] = set()
@@ -103,12 +112,12 @@ class Scorer:
             model += [adapter.read_manifest(folder).weights_sha256, files.sha256(folder / "adapter_config.json")]
         asked = [[q.task, q.values, q.absent, prompts.user_turn(task_named(q.task), q.values)] for q in questions]
         schemas = {q.task: answers.schema(task_named(q.task)) for q in questions}
-        return hashlib.sha256(json.dumps([_VERSION, model, asked, schemas]).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps([_VERSION, self._precision, model, asked, schemas]).encode()).hexdigest()[:32]
 
     def _load(self, name: str) -> Decoder:
         if self._decoder is None:
             memory.keep_freed()
-            self._decoder = Decoder(*loading.load(self._base, slots=self._batch_size))
+            self._decoder = Decoder(*loading.load(self._base, precision=self._precision, slots=self._batch_size))
         if name != BASE and name not in self._loaded:
             self._decoder.runner.load(name, self._adapters[name])
             self._loaded.add(name)

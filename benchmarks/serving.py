@@ -1,0 +1,332 @@
+"""How fast the engine answers, beside what people would pick instead, on one workload.
+
+    neuroweaver bench serving
+    neuroweaver bench serving --adapters 4 --concurrency 8 --concurrency 16 --vllm ~/vllm/bin/vllm --save
+
+Sample rows of all five tasks, each as its role's prompt with the role's JSON schema, greedy, over HTTP with OpenAI's
+chat completions, streamed. Adapters are of rank 16 on every linear layer, untrained: they cost what trained ones do,
+and answers stay the base model's. Every system runs alone; callers come in closed loops, so many at a time.
+Transformers has no schema (its answers are as long as `max_tokens` lets them be), and llama.cpp one adapter at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import torch
+
+from neuroweaver import adapter, answers, base_model, prompts
+from neuroweaver.base_model import BaseModel
+from neuroweaver.errors import TrainingError
+from neuroweaver.tasks import Task, task_named, tasks_of
+from neuroweaver.vocabulary import MODEL_TYPES
+from pipelines.ingest import registry
+from pipelines.validate import validate_file
+
+RESULTS = Path(__file__).parent / "results"
+SAMPLES = {
+    "lead-qualification": "sales/lead_qualification.csv",
+    "objection-handling": "sales/objection_handling.jsonl",
+    "service-diagnosis": "service/service_diagnosis.jsonl",
+    "parts-lookup": "parts/parts_lookup.csv",
+    "finance-answer": "finance/finance_answer.jsonl",
+}
+MAX_TOKENS = 256
+_START_SECONDS = 300
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request of the workload: the body of a chat completion, and whose answer it is."""
+
+    task: Task
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """When its text came, in seconds from its sending, and what it was."""
+
+    first: float
+    last: float
+    tokens: int
+    valid: bool
+
+
+def run(
+    home: Path,
+    *,
+    systems: Sequence[str] = ("ours", "transformers", "llamacpp"),
+    adapters: Sequence[int] = (1, 4, 16),
+    concurrency: Sequence[int] = (1, 8, 16, 32),
+    requests: int = 32,
+    seed: int = 7,
+    base_name: str = base_model.DEFAULT,
+    vllm: Path | None = None,
+    say: Say = lambda line: None,
+) -> dict[str, Any]:
+    """Every system with every number of adapters and callers. Raises TrainingError where a server does not start."""
+    base = base_model.fetch(base_name, home)
+    figures: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = _make_adapters(base, Path(scratch), max(adapters), seed)
+        for system in [*systems, *(["vllm"] if vllm else [])]:
+            for count in adapters:
+                if system == "llamacpp" and count > 1:
+                    continue
+                chosen = dict(list(folders.items())[:count])
+                with _server(system, base, chosen, vllm) as (address, process):
+                    work = _workload(
+                        [*chosen] if system != "llamacpp" else ["base"], seed, schema=system != "transformers"
+                    )
+                    asyncio.run(_drive(address, work[:4], 4))  # warm up
+                    for callers in concurrency:
+                        found, seconds = asyncio.run(
+                            _drive(address, work[: max(requests if callers > 1 else requests // 4, callers)], callers)
+                        )
+                        figures.append(_figures(system, count, callers, found, seconds, process))
+                        say(_line(figures[-1]))
+    return {"figures": figures, "ratios": _ratios(figures), "setup": _setup(base, requests, seed)}
+
+
+def _make_adapters(base: BaseModel, folder: Path, count: int, seed: int) -> dict[str, Path]:
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = base_model.load(base)
+    torch.manual_seed(seed)
+    peft_model = get_peft_model(
+        model, LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, target_modules="all-linear")
+    )
+    made = {}
+    for n in range(1, count + 1):
+        path = folder / f"adapter-{n}"
+        peft_model.save_pretrained(path)
+        adapter.write_manifest(
+            path, model_type=MODEL_TYPES[0], tasks=tuple(SAMPLES), base_model=base.name, base_sha256=base.sha256,
+            dataset_ids=(), job_id="bench",
+        )  # fmt: skip
+        made[f"automotive-sales@{n}"] = path
+    return made
+
+
+def _workload(names: Sequence[str], seed: int, *, schema: bool) -> list[Asked]:
+    """Requests of all tasks in turn, and of all adapters in turn."""
+    datasets = Path(__file__).parents[1] / "datasets"
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for model_type in MODEL_TYPES:
+        for task in tasks_of(model_type):
+            path = datasets / SAMPLES[task.name]
+            data_format = registry.detect_format(path)
+            checked = validate_file(path, model_type=model_type, task=task.name, data_format=data_format)
+            found = [row.values for row in checked.rows]
+            random.Random(seed).shuffle(found)
+            rows[task.name] = found
+    made = []
+    for n in range(256):
+        name = list(rows)[n % len(rows)]
+        task, values = task_named(name), rows[name][n // len(rows) % len(rows[name])]
+        body: dict[str, Any] = {
+            "model": names[n % len(names)],
+            "messages": [{"role": "user", "content": prompts.user_turn(task, values)}],
+            "max_tokens": MAX_TOKENS,
+            "temperature": 0,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+        if schema:
+            named = {"name": task.name, "schema": answers.schema(task)}
+            body["response_format"] = {"type": "json_schema", "json_schema": named}
+        made.append(Asked(task, body))
+    return made
+
+
+async def _drive(address: str, work: Sequence[Asked], callers: int) -> tuple[list[Answered], float]:
+    """All of `work`, by so many callers at a time, and how long it took."""
+    left = list(work)[::-1]
+    found: list[Answered] = []
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+
+        async def call() -> None:
+            while left:
+                found.append(await _ask(client, left.pop()))
+
+        started = time.perf_counter()
+        await asyncio.gather(*(call() for _ in range(callers)))
+        return found, time.perf_counter() - started
+
+
+async def _ask(client: httpx.AsyncClient, asked: Asked) -> Answered:
+    started = time.perf_counter()
+    first = 0.0
+    text, tokens = "", 0
+    async with client.stream("POST", "/v1/chat/completions", json=asked.body) as response:
+        if response.status_code != 200:
+            raise TrainingError(f"{response.status_code}: {(await response.aread()).decode(errors='replace')[:300]}")
+        if not response.headers["content-type"].startswith("text/event-stream"):
+            whole = json.loads(await response.aread())
+            text, tokens = whole["choices"][0]["message"]["content"], whole["usage"]["completion_tokens"]
+            first = time.perf_counter() - started
+        else:
+            async for line in response.aiter_lines():
+                if not line.startswith("data: {"):
+                    continue
+                chunk = json.loads(line[6:])
+                for choice in chunk.get("choices", []):
+                    piece = choice["delta"].get("content") or ""
+                    if piece and not first:
+                        first = time.perf_counter() - started
+                    text += piece
+                tokens = (chunk.get("usage") or {}).get("completion_tokens", tokens)
+    return Answered(first, time.perf_counter() - started, tokens, answers.parse(asked.task, text) is not None)
+
+
+@contextlib.contextmanager
+def _server(
+    system: str, base: BaseModel, adapters: dict[str, Path], vllm: Path | None
+) -> Iterator[tuple[str, psutil.Process]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    named = [f"{name}={path}" for name, path in adapters.items()]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.servers", system, str(port), str(base.folder), *named]
+    if system == "vllm":
+        command = [
+            str(vllm), "serve", str(base.folder), "--served-model-name", "base", "--port", str(port), "--dtype",
+            "float32", "--enforce-eager", "--max-model-len", "1024", "--enable-lora", "--max-lora-rank", "16",
+            "--max-loras", str(len(adapters)), "--lora-modules", *named,
+        ]  # fmt: skip
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "4", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment, start_new_session=True, cwd=Path(__file__).parents[1]
+        )
+        try:
+            address = f"http://127.0.0.1:{port}"
+            until = time.monotonic() + _START_SECONDS
+            while not _answers(address):
+                if process.poll() is not None or time.monotonic() > until:
+                    log.seek(0)
+                    said = log.read().decode(errors="replace").strip().splitlines() or ["nothing"]
+                    raise TrainingError(f"{system} does not start: {said[-1]}")
+                time.sleep(0.5)
+            yield address, psutil.Process(process.pid)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(15)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _answers(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/v1/models", timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _figures(
+    system: str, adapters: int, callers: int, found: Sequence[Answered], seconds: float, process: psutil.Process
+) -> dict[str, Any]:
+    first = np.array([answer.first for answer in found]) * 1000
+    each = np.array([(a.last - a.first) / max(a.tokens - 1, 1) for a in found]) * 1000
+    memory = sum(one.memory_info().rss for one in [process, *process.children(recursive=True)])
+    return {
+        "system": system,
+        "adapters": adapters,
+        "concurrency": callers,
+        "requests": len(found),
+        "requests_per_second": round(len(found) / seconds, 3),
+        "tokens_per_second": round(sum(answer.tokens for answer in found) / seconds, 1),
+        "ttft_p50_ms": round(float(np.percentile(first, 50)), 1),
+        "ttft_p99_ms": round(float(np.percentile(first, 99)), 1),
+        "per_token_p50_ms": round(float(np.percentile(each, 50)), 2),
+        "per_token_p99_ms": round(float(np.percentile(each, 99)), 2),
+        "valid": round(sum(answer.valid for answer in found) / len(found), 3),
+        "memory_mib": round(memory / 2**20),
+    }
+
+
+def _ratios(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Our requests per second over each peer's, with as many callers and, where it has them, adapters."""
+    own = {(f["adapters"], f["concurrency"]): f for f in figures if f["system"] == "ours"}
+    return [
+        {
+            "system": f["system"],
+            "adapters": f["adapters"],
+            "concurrency": f["concurrency"],
+            "ours_is_faster_by": round(mine["requests_per_second"] / f["requests_per_second"], 2),
+        }
+        for f in figures
+        if f["system"] != "ours" and (mine := own.get((f["adapters"], f["concurrency"]))) is not None
+    ]
+
+
+def _setup(base: BaseModel, requests: int, seed: int) -> dict[str, Any]:
+    return {
+        "base_model": base.title,
+        "requests": requests,
+        "max_tokens": MAX_TOKENS,
+        "seed": seed,
+        "cores": len(os.sched_getaffinity(0)),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "xllamacpp")},
+    }
+
+
+def _line(f: dict[str, Any]) -> str:
+    return (
+        f"{f['system']:<13} {f['adapters']:>2} adapters {f['concurrency']:>2} callers: {f['requests_per_second']:.2f} "
+        f"requests/s, {f['tokens_per_second']:.0f} tokens/s, first token {f['ttft_p50_ms']:.0f} ms"
+    )
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Lines of Markdown."""
+    faster = {(r["system"], r["adapters"], r["concurrency"]): r["ours_is_faster_by"] for r in result["ratios"]}
+    lines = [
+        "| system | adapters | callers | requests/s | ours is faster by | tokens/s | first token p50, p99 (ms) "
+        "| per token p50, p99 (ms) | valid | memory (MiB) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for f in result["figures"]:
+        ratio = faster.get((f["system"], f["adapters"], f["concurrency"]), "")
+        lines.append(
+            f"| {f['system']} | {f['adapters']} | {f['concurrency']} | {f['requests_per_second']:.2f} | {ratio} "
+            f"| {f['tokens_per_second']:.0f} | {f['ttft_p50_ms']:.0f}, {f['ttft_p99_ms']:.0f} "
+            f"| {f['per_token_p50_ms']:.1f}, {f['per_token_p99_ms']:.1f} | {f['valid']:.0%} | {f['memory_mib']} |"
+        )
+    lines += ["", "Setup: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["setup"].items())]
+    return lines
+
+
+def save(result: dict[str, Any]) -> None:
+    """Write benchmarks/results/serving.{json,md}."""
+    heading = ["# Serving", "", "`neuroweaver bench serving --save` on one machine, one run.", ""]
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "serving.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (RESULTS / "serving.md").write_text("\n".join([*heading, *table(result)]) + "\n", encoding="utf-8")

@@ -1,0 +1,117 @@
+"""`neuroweaver bench`: measure on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neuroweaver import settings
+from pipelines.terminal import Json, err, out
+
+bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
+
+
+@bench_app.command("validation")
+def bench_validation(
+    rows: Annotated[int, typer.Option("--rows", min=1000)] = 1_000_000,
+    seed: Annotated[int, typer.Option("--seed")] = 7,
+    save: Annotated[bool, typer.Option("--save", help="Write benchmarks/results/validation.{json,md}, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Generate and validate a large file, beside plain Pandera on the same one."""
+    from benchmarks import validation
+
+    with err.status(f"generating and validating {rows:,} rows"):
+        result = validation.run(rows, seed)
+    if save:
+        validation.save(result)
+    typer.echo(json.dumps(result)) if as_json else out.print(validation.table(result), highlight=False)
+
+
+@bench_app.command("training")
+def bench_training(
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimizer steps of each contender.")] = 8,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 8,
+    last_layers: Annotated[int | None, typer.Option("--last-layers", min=1, help="All layers if left out.")] = None,
+    repeat: Annotated[int, typer.Option("--repeat", min=1, help="Rounds, each with other rows.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 7,
+    base: Annotated[str | None, typer.Option("--base-model", help="The default one if left out.")] = None,
+    save: Annotated[
+        bool, typer.Option("--save", "--write", help="Write benchmarks/results/training.{json,md}, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune for a few steps beside TRL's trainer and the machine's matrix products."""
+    from benchmarks import training, training_report
+    from neuroweaver import base_model
+
+    def say(line: str) -> None:
+        err.print(line, markup=False, highlight=False)
+
+    result = training.run(
+        settings.load().home,
+        steps=steps,
+        batch_size=batch_size,
+        last_layers=last_layers,
+        repeat=repeat,
+        seed=seed,
+        base=base or base_model.DEFAULT,
+        say=say,
+    )
+    if save:
+        training_report.save(result)
+    typer.echo(json.dumps(result)) if as_json else out.print(
+        "\n".join(training_report.table(result)), markup=False, highlight=False
+    )
+
+
+@bench_app.command("agreement")
+def bench_agreement(
+    save: Annotated[bool, typer.Option("--save", help="Write benchmarks/results/agreement.{json,md}, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare the answers of int8 weights with those of fp32, for the champion of every role."""
+    from benchmarks import agreement
+
+    result = agreement.run(settings.load(), lambda line: err.print(line, markup=False, highlight=False))
+    if save:
+        agreement.save(result)
+    typer.echo(json.dumps(result)) if as_json else out.print(
+        "\n".join(agreement.table(result)), markup=False, highlight=False, soft_wrap=True
+    )
+
+
+@bench_app.command("serving")
+def bench_serving(
+    adapters: Annotated[list[int] | None, typer.Option("--adapters", min=1, help="How many (repeatable).")] = None,
+    concurrency: Annotated[list[int] | None, typer.Option("--concurrency", min=1, help="Callers (repeatable).")] = None,
+    system: Annotated[
+        list[str] | None, typer.Option("--system", help="ours, transformers, llamacpp (repeatable); all if left out.")
+    ] = None,
+    requests: Annotated[int, typer.Option("--requests", min=4, help="Requests of each figure.")] = 32,
+    vllm: Annotated[Path | None, typer.Option("--vllm", help="The vllm program of an environment of its own.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 7,
+    save: Annotated[bool, typer.Option("--save", help="Write benchmarks/results/serving.{json,md}, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Answer the dealership workload with our engine and with what people would pick instead."""
+    from benchmarks import serving
+
+    result = serving.run(
+        settings.load().home,
+        systems=system or ("ours", "transformers", "llamacpp"),
+        adapters=adapters or (1, 4, 16),
+        concurrency=concurrency or (1, 8, 16, 32),
+        requests=requests,
+        seed=seed,
+        vllm=vllm,
+        say=lambda line: err.print(line, markup=False, highlight=False),
+    )
+    if save:
+        serving.save(result)
+    typer.echo(json.dumps(result["figures"])) if as_json else out.print(
+        "\n".join(serving.table(result)), markup=False, highlight=False, soft_wrap=True
+    )
