@@ -32,10 +32,12 @@ class DenseLinear:
 
 
 class Int8Linear:
-    """`x W'` with weights in int8, a scale per output channel, and rows in 8 bits, a scale per row.
+    """`x W'` with weights in int8, a scale per output channel, and rows in twice 8 bits, a scale per row.
 
     PyTorch's dynamic kernel takes one scale for all rows, from their smallest and largest number. So every row is
-    divided by its own largest magnitude first, and one more row, of 1 and -1, holds that scale where it is.
+    divided by its own largest magnitude first, and one more row, of 1 and -1, holds that scale where it is. What
+    rounding a row to 8 bits takes away goes through the same product as a second row: a few channels of a row are far
+    larger than the others, which 8 bits alone would lose (`docs/decisions/0013`).
     """
 
     def __init__(self, weight_OI: torch.Tensor) -> None:
@@ -48,14 +50,19 @@ class Int8Linear:
         self._edge_I[:2] = torch.tensor([1.0, -1.0])
         # Without VNNI two products are added in 16 bits, which 8-bit rows could overflow.
         self._seven_bits = not _has_vnni()
+        self._steps = 63.5 if self._seven_bits else 127.5  # of the kernel's grid from 0 to 1
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        count, steps = len(x_TI), self._steps
         size_T1 = x_TI.abs().amax(1, keepdim=True).clamp_min_(_TINY)
-        rows = x_TI.new_empty(len(x_TI) + 1, x_TI.shape[1])
-        torch.div(x_TI, size_T1, out=rows[:-1])
+        scaled = x_TI / size_T1
+        rows = x_TI.new_empty(2 * count + 1, x_TI.shape[1])
+        coarse, rest = rows[:count], rows[count:-1]
+        torch.round(scaled * steps, out=coarse).clamp_(max=steps - 0.5).div_(steps)
+        torch.sub(scaled, coarse, out=rest).mul_(2 * steps)
         rows[-1] = self._edge_I
         found: torch.Tensor = torch.ops.quantized.linear_dynamic(rows, self._packed, self._seven_bits)
-        return found[:-1].mul_(size_T1)
+        return found[:count].add_(found[count:-1], alpha=0.5 / steps).mul_(size_T1)
 
 
 def best_precision() -> Precision:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from neuroweaver import adapter, base_model
 from neuroweaver.base_model import BaseModel
 from neuroweaver.errors import InputError, IntegrityError, NotFoundError, UsageError
+from neuroweaver.inference.kernels import Int8Linear
 from neuroweaver.inference.llama import Llama, supports
 from neuroweaver.inference.runner import Feed
 
@@ -157,7 +158,7 @@ def test_in_int8_a_row_is_close_to_fp32_and_does_not_depend_on_its_neighbours(tm
 
     assert torch.allclose(alone, beside, atol=1e-6)
     exact = expected(base, row, tmp_path / "a")
-    assert torch.nn.functional.cosine_similarity(alone, exact, dim=0) > 0.995
+    assert torch.nn.functional.cosine_similarity(alone, exact, dim=0) > 0.9995
     assert not torch.allclose(alone, exact, atol=1e-6), "int8 can't be exact: is it fp32?"
 
 
@@ -207,3 +208,15 @@ def test_slots_run_out_with_a_clear_error_and_come_back(tmp_path: Path) -> None:
     llama.close(slots[3])
 
     assert llama.open() == slots[3]
+
+
+def test_int8_rows_with_a_channel_far_larger_than_the_others_keep_the_others() -> None:
+    torch.manual_seed(1)
+    weight, x = torch.randn(64, 128), torch.randn(5, 128)
+    x[:, 7] *= 300
+
+    found = Int8Linear(weight)(x)
+
+    steps = weight.abs().amax(1, keepdim=True) / 127
+    rounded = (weight / steps).round() * steps  # int8 weights alone, rows as they are
+    assert (found - x @ rounded.T).abs().max() < 0.002 * (x @ rounded.T).abs().max()
