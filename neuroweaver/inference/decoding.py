@@ -118,9 +118,13 @@ class Decoder:
         grammar = self.check(prompt)
         row = Row(prompt, grammar, Sampler(prompt.sampling), self.runner.open(), list(prompt.tokens))
         self.rows.append(row)
-        self._append_forced(row)
-        if grammar is not None and self._left(row) < _WATCHED:
-            row.way_out = grammar.ending(self._left(row))
+        try:
+            self._append_forced(row)
+            if grammar is not None and self._left(row) < _WATCHED:
+                row.way_out = grammar.ending(self._left(row))
+        except Exception:
+            self.drop(row)
+            raise
         return row
 
     def drop(self, row: Row) -> None:

@@ -248,6 +248,9 @@ class LocalEngine:
                     request.row = self._decoder.add(request.prompt)
                 except NeuroWeaverError as error:
                     self._end(request, error=error)
+                except Exception as error:  # a caller's schema can be wrong in any way, and must not end the engine
+                    _log.error("a request could not begin: %s", type(error).__name__)
+                    self._end(request, error=EngineError("the request could not begin"))
             if self._running:
                 return True
 

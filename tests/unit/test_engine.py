@@ -354,3 +354,19 @@ def test_what_a_schema_or_its_limits_make_impossible_is_refused_and_the_others_a
     assert isinstance(too_narrow, UsageError)
     assert "fits into 5 tokens" in str(too_narrow)
     assert isinstance(answer, EngineAnswer)
+
+
+def test_a_request_that_fails_unexpectedly_before_its_first_step_ends_nobody_else_and_frees_its_slot(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(_: Any) -> None:
+        raise RuntimeError("about: a used Tacoma")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._decoder, "_append_forced", broken)
+        with pytest.raises(EngineError, match="could not begin"):
+            asyncio.run(engine.submit(lead()))
+    assert "Tacoma" not in caplog.text
+    assert engine._decoder.rows == []
+    assert asyncio.run(engine.submit(part())).text
+    assert engine.stats().alive
