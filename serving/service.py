@@ -57,7 +57,7 @@ class NeuroWeaver:
         logging.getLogger("serving").setLevel(logging.INFO)
         self._engine: RemoteEngine | None = None
         self._timings = Timings()
-        self._lock = threading.Lock()  # guards the two around it: no engine is started by a service that stops
+        self._lock = threading.Lock()  # a service that stops starts no engine
         self._stopping = False
         self._failed = False
         threading.Thread(target=self._load, name="loader", daemon=True).start()

@@ -25,10 +25,9 @@ from serving.engine.messages import (
 )
 from serving.engine.protocol import Engine, EngineAnswer, EngineError
 
-_log = logging.getLogger(__name__)
-
-
 ANSWERING_SECONDS = 5.0  # how long what a closed engine has said may take to be handed out
+
+_log = logging.getLogger(__name__)
 
 
 async def serve(engine: Engine, path: Path, ending: asyncio.Event, *, listening: Callable[[], None]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import shutil
 import signal
@@ -132,7 +131,7 @@ class Supervisor:
             return False
         recent = sum(now - crash < CRASH_SECONDS for crash in self._crashes)
         self._crashes.append(now)
-        self._stopping.wait(min(math.ldexp(0.5, recent), LONGEST_PAUSE_SECONDS) if recent else 0)
+        self._stopping.wait(min(0.5 * 2.0**recent, LONGEST_PAUSE_SECONDS) if recent else 0)
         return True
 
 

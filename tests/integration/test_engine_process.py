@@ -153,16 +153,18 @@ time.sleep({WAIT_SECONDS})
 """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     for while_it_loads in (True, False):
-        parent = subprocess.Popen(
-            [sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, text=True
-        )  # fmt: skip
+        parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment, text=True)
         assert parent.stdout is not None
         with parent.stdout:
             engine = psutil.Process(int(parent.stdout.readline()))
             folder = None if while_it_loads else Path(parent.stdout.readline().strip())
             parent.kill()
             parent.wait()
-            engine.wait(20)
+            try:
+                engine.wait(20)
+            except psutil.TimeoutExpired:
+                engine.kill()
+                raise
         assert folder is None or not folder.exists()
 
 

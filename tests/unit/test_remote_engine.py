@@ -60,6 +60,7 @@ class Here:
             assert self._listening.wait(20)
             ready(self._path, lambda: None)
 
+        self.gave_up = gave_up
         for work in (lambda: asyncio.run(self._serve()), attach):
             self._threads.append(threading.Thread(target=work))
             self._threads[-1].start()
@@ -92,6 +93,9 @@ class Scripted:
 
     def load(self, name: str, folder: Path) -> None:
         raise self.error
+
+    def stats(self) -> EngineStats:
+        return EngineStats(True, *[0] * 19)
 
     def close(self) -> None:
         pass
@@ -327,6 +331,26 @@ def test_adapters_come_and_go(local: LocalEngine, reach: Callable[..., RemoteEng
     with pytest.raises(NeuroWeaverError):
         engine.load("automotive-sales@2", folder / "nowhere")
     assert engine.adapters() == ()
+
+
+def test_an_engine_that_is_lost_is_on_its_way_back_until_it_is_given_up(tmp_path: Path) -> None:
+    reasons: list[str] = []
+    host = Here(Scripted(EngineError("asked")), tmp_path)
+    engine = RemoteEngine(host, gave_up=reasons.append)
+    engine.wait_until_ready()
+    host.stop()
+    while engine.stats().alive:
+        pass
+
+    with pytest.raises(EngineCrashedError) as lost:
+        asyncio.run(engine.submit(chat()))
+    assert lost.value.retry_after_seconds == 3, "what a start takes, in whole seconds"
+    assert reasons == []
+    host.gave_up("it has ended too often")
+    with pytest.raises(EngineClosedError, match="too often"):
+        asyncio.run(engine.submit(chat()))
+    assert reasons == ["it has ended too often"]
+    engine.close()
 
 
 def test_closing_answers_what_runs_and_fails_what_waits_and_what_comes(
