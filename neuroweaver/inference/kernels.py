@@ -1,24 +1,26 @@
-"""Products with a base model's frozen weights: fp32, or int8 where a machine's kernels for it are fast.
+"""What a layer computes: by our own kernels where they are (a CPU, fp32 rows, a compiler), else by PyTorch.
 
-Both take rows `x_TI` and give `x W'`, without a bias. A row's result never depends on the rows beside it.
+Rows are `x_TI`, one after the other; a row's result never depends on the rows beside it.
 """
 
 from __future__ import annotations
 
-import warnings
-from pathlib import Path
+import ctypes
 from typing import Literal, Protocol
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad, silu
+
+from neuroweaver.errors import UsageError
+from neuroweaver.inference import native
 
 Precision = Literal["fp32", "int8", "bf16"]
 
-_TINY = 1e-12
-
 
 class Linear(Protocol):
-    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor: ...
+    def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
+        """`x W'`, without a bias."""
+        ...
 
 
 class DenseLinear:
@@ -32,50 +34,68 @@ class DenseLinear:
 
 
 class Int8Linear:
-    """`x W'` with weights in int8, a scale per output channel, and rows in twice 8 bits, a scale per row.
+    """`x W'` with weights and rows in 8 bits, each group of 32 inputs with a scale of its own.
 
-    PyTorch's dynamic kernel takes one scale for all rows, from their smallest and largest number. So every row is
-    divided by its own largest magnitude first, and one more row, of 1 and -1, holds that scale where it is. What
-    rounding a row to 8 bits takes away goes through the same product as a second row: a few channels of a row are far
-    larger than the others, which 8 bits alone would lose (`docs/decisions/0013`).
+    A weight is `low + scale * level`, from its group's smallest to its largest. Levels are many enough to hold what
+    a base model of 4-bit groups holds without any loss (`docs/decisions/0015`). Raises UsageError without a compiler.
     """
 
     def __init__(self, weight_OI: torch.Tensor) -> None:
-        scale_O = weight_OI.abs().amax(1).clamp_min(_TINY).double() / 127
-        zero_O = torch.zeros(len(weight_OI), dtype=torch.long)
-        with warnings.catch_warnings(action="ignore", category=UserWarning):  # "deprecated": docs/decisions/0013
-            quantised = torch.quantize_per_channel(weight_OI.float(), scale_O, zero_O, 0, torch.qint8)
-            self._packed = torch.ops.quantized.linear_prepack(quantised, None)
-        self._edge_I = torch.zeros(weight_OI.shape[1])
-        self._edge_I[:2] = torch.tensor([1.0, -1.0])
-        # Without VNNI two products are added in 16 bits, which 8-bit rows could overflow.
-        self._seven_bits = not _has_vnni()
-        self._steps = 63.5 if self._seven_bits else 127.5  # of the kernel's grid from 0 to 1
+        found = native.library()
+        if found is None:
+            raise UsageError("int8 weights need a C++ compiler on this machine: install g++, or set fp32")
+        self._library = found
+        self._outputs = len(weight_OI)
+        self._padding = -weight_OI.shape[1] % native.GROUP
+        padded_OI = pad(weight_OI.float(), (0, self._padding)).contiguous()
+        shape = self._outputs, padded_OI.shape[1]
+        self._packed = torch.empty(found.nw_packed_bytes(*shape), dtype=torch.uint8)
+        found.nw_pack(native.pointer(padded_OI), *shape, native.pointer(self._packed))
 
     def __call__(self, x_TI: torch.Tensor) -> torch.Tensor:
-        count, steps = len(x_TI), self._steps
-        size_T1 = x_TI.abs().amax(1, keepdim=True).clamp_min_(_TINY)
-        scaled = x_TI / size_T1
-        rows = x_TI.new_empty(2 * count + 1, x_TI.shape[1])
-        coarse, rest = rows[:count], rows[count:-1]
-        torch.round(scaled * steps, out=coarse).clamp_(max=steps - 0.5).div_(steps)
-        torch.sub(scaled, coarse, out=rest).mul_(2 * steps)
-        rows[-1] = self._edge_I
-        found: torch.Tensor = torch.ops.quantized.linear_dynamic(rows, self._packed, self._seven_bits)
-        return found[:count].add_(found[count:-1], alpha=0.5 / steps).mul_(size_T1)
+        if self._padding:
+            x_TI = pad(x_TI, (0, self._padding))
+        x_TI = x_TI.contiguous()
+        y_TO = x_TI.new_empty(len(x_TI), self._outputs)
+        self._library.nw_product(
+            native.pointer(x_TI), *x_TI.shape, native.pointer(self._packed), self._outputs, native.pointer(y_TO)
+        )
+        return y_TO
+
+
+def library_for(x: torch.Tensor) -> ctypes.CDLL | None:
+    """Our kernels, where they take tensors like `x`."""
+    return native.library() if x.device.type == "cpu" and x.dtype == torch.float32 else None
+
+
+def rms_norm(x_TI: torch.Tensor, weight_I: torch.Tensor, epsilon: float) -> torch.Tensor:
+    library = library_for(x_TI)
+    if library is None:
+        return torch.nn.functional.rms_norm(x_TI, weight_I.shape, weight_I, epsilon)
+    x_TI = x_TI.contiguous()
+    y_TI = torch.empty_like(x_TI)
+    rows = x_TI.numel() // len(weight_I)
+    library.nw_rms_norm(
+        native.pointer(x_TI), rows, len(weight_I), native.pointer(weight_I), epsilon, native.pointer(y_TI)
+    )
+    return y_TI
+
+
+def silu_times(gate_up_TO: torch.Tensor) -> torch.Tensor:
+    """`silu(gate) * up` of rows that hold first the gates, then the others."""
+    library = library_for(gate_up_TO)
+    if library is None:
+        gate, up = gate_up_TO.chunk(2, dim=1)
+        return silu(gate).mul_(up)
+    tokens, width = gate_up_TO.shape
+    y_TO = gate_up_TO.new_empty(tokens, width // 2)
+    library.nw_silu_times(native.pointer(gate_up_TO), tokens, width // 2, native.pointer(y_TO))
+    return y_TO
 
 
 def best_precision() -> Precision:
-    """bf16 on a GPU, int8 where this machine has kernels for `Int8Linear` that are made for it, else fp32."""
+    """bf16 on a GPU, int8 where this machine can have kernels for it that are fast, else fp32."""
     if torch.cuda.is_available():
         return "bf16"
-    engine = torch.backends.quantized.engine
-    fast = engine in ("x86", "fbgemm", "onednn") and torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and native.library() is not None
     return "int8" if fast else "fp32"
-
-
-def _has_vnni() -> bool:
-    try:
-        return "vnni" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
-    except OSError:
-        return False

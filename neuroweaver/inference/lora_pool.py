@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,20 +34,32 @@ _TENSOR = re.compile(
 
 
 @dataclass(frozen=True)
-class Pair:
-    """What an adapter adds to a fused layer: `y + (x A) B`; DoRA then multiplies each output by its `gain_O`."""
+class Piece:
+    """What an adapter adds to the `width` outputs of one projection, from `column` of its fused layer on.
 
+    `y + (x A) B`; DoRA then multiplies each output by its `gain_O`.
+    """
+
+    column: int
+    width: int
     a_IR: torch.Tensor
     b_RO: torch.Tensor
     gain_O: torch.Tensor | None
 
+    @property
+    def bytes(self) -> int:
+        return self.a_IR.nbytes + self.b_RO.nbytes
+
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """An adapter in memory: for every layer its pair of each fused part, or None where it changes nothing."""
+    """An adapter in memory: for every layer its pieces of each fused part, none where it changes nothing."""
 
-    layers: tuple[dict[str, Pair | None], ...]
-    bytes: int
+    layers: tuple[dict[str, list[Piece]], ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(piece.bytes for layer in self.layers for pieces in layer.values() for piece in pieces)
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,7 @@ class Shapes:
     weight: Callable[[int, str], torch.Tensor]
 
 
-def read(folder: Path, base: BaseModel, shapes: Shapes, *, dtype: torch.dtype, device: torch.device) -> LoraAdapter:
+def read(folder: Path, base: BaseModel, shapes: Shapes) -> LoraAdapter:
     """The adapter in `folder`, its bytes checked against its manifest.
 
     Raises NotFoundError where there is none, IntegrityError where it is damaged or belongs to another base model,
@@ -81,15 +93,12 @@ def read(folder: Path, base: BaseModel, shapes: Shapes, *, dtype: torch.dtype, d
         found.setdefault((int(match[1]), match[2]), {})[match[3]] = tensor.float()
     layers = []
     for layer in range(shapes.layers):
-        pairs: dict[str, Pair | None] = {}
-        for part, names in PARTS.items():
-            given = {name: found[layer, name] for name in names if (layer, name) in found}
-            pairs[part] = _pair(layer, names, given, config, shapes, folder) if given else None
-        layers.append({part: pair and _on(pair, dtype, device) for part, pair in pairs.items()})
-    size = sum(
-        pair.a_IR.nbytes + pair.b_RO.nbytes for layer_ in layers for pair in layer_.values() if pair is not None
-    )  # fmt: skip
-    return LoraAdapter(tuple(layers), size)
+        given = {part: [name for name in names if (layer, name) in found] for part, names in PARTS.items()}
+        layers.append({
+            part: [_piece(layer, part, name, found[layer, name], config, shapes, folder) for name in names]
+            for part, names in given.items()
+        })  # fmt: skip
+    return LoraAdapter(tuple(layers))
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -106,64 +115,22 @@ def _config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _pair(
+def _piece(
     layer: int,
-    names: Sequence[str],
-    given: dict[str, dict[str, torch.Tensor]],
+    part: str,
+    name: str,
+    given: dict[str, torch.Tensor],
     config: dict[str, Any],
     shapes: Shapes,
     folder: Path,
-) -> Pair:
-    """One pair for a fused layer: the A of its projections side by side, each B where its outputs are."""
-    ranks = {name: len(tensors["lora_A"]) for name, tensors in given.items() if "lora_A" in tensors}
-    outputs = sum(shapes.outputs[name] for name in names)
-    a_IR = torch.zeros(shapes.inputs[names[0]], sum(ranks.values()))
-    b_RO = torch.zeros(sum(ranks.values()), outputs)
-    gain_O: torch.Tensor | None = None
-    row = column = 0
-    for name in names:
-        width = shapes.outputs[name]
-        if name in given:
-            a, b = given[name].get("lora_A"), given[name].get("lora_B")
-            rank = ranks.get(name, 0)
-            if a is None or b is None or a.shape != (rank, len(a_IR)) or b.shape != (width, rank):
-                raise IntegrityError(f"adapter {folder.name}: {name} of layer {layer} does not fit the base model")
-            scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
-            a_IR[:, row : row + rank] = a.T
-            b_RO[row : row + rank, column : column + width] = scale * b.T
-            if "lora_magnitude_vector" in given[name]:
-                if gain_O is None:
-                    gain_O = torch.ones(outputs)
-                length_O = torch.linalg.vector_norm(shapes.weight(layer, name) + scale * b @ a, dim=1)
-                gain_O[column : column + width] = given[name]["lora_magnitude_vector"] / length_O
-            row += rank
-        column += width
-    return Pair(a_IR, b_RO, gain_O)
-
-
-def _on(pair: Pair, dtype: torch.dtype, device: torch.device) -> Pair:
-    gain_O = None if pair.gain_O is None else pair.gain_O.to(device, dtype)
-    return Pair(pair.a_IR.to(device, dtype), pair.b_RO.to(device, dtype), gain_O)
-
-
-class Slices:
-    """Which adapter changes which rows of a step: `sizes` rows each, one after the other, None for the base model."""
-
-    def __init__(self, adapters: Sequence[LoraAdapter | None], sizes: Sequence[int]) -> None:
-        self._adapters = adapters
-        self._sizes = list(sizes)
-        self._idle = all(adapter is None for adapter in adapters)
-
-    def add(self, layer: int, part: str, x_TI: torch.Tensor, y_TO: torch.Tensor) -> None:
-        """Add to `y_TO`, the base model's product of `x_TI`, what the adapters make of it."""
-        if self._idle:
-            return
-        pairs = [None if adapter is None else adapter.layers[layer][part] for adapter in self._adapters]
-        if all(pair is None for pair in pairs):
-            return
-        slices = zip(pairs, torch.split(x_TI, self._sizes), torch.split(y_TO, self._sizes), strict=True)
-        for pair, x, y in slices:
-            if pair is not None:
-                y.addmm_(x @ pair.a_IR, pair.b_RO)
-                if pair.gain_O is not None:
-                    y.mul_(pair.gain_O)
+) -> Piece:
+    a, b = given.get("lora_A"), given.get("lora_B")
+    rank, width = 0 if a is None else len(a), shapes.outputs[name]
+    if a is None or b is None or a.shape != (rank, shapes.inputs[name]) or b.shape != (width, rank):
+        raise IntegrityError(f"adapter {folder.name}: {name} of layer {layer} does not fit the base model")
+    scale = config["lora_alpha"] / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    gain_O = given.get("lora_magnitude_vector")
+    if gain_O is not None:
+        gain_O = gain_O / torch.linalg.vector_norm(shapes.weight(layer, name) + scale * b @ a, dim=1)
+    before = PARTS[part][: PARTS[part].index(name)]
+    return Piece(sum(shapes.outputs[each] for each in before), width, a.T.contiguous(), scale * b.T, gain_O)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from neuroweaver import adapter, base_model
 from neuroweaver.base_model import BaseModel
 from neuroweaver.errors import InputError, IntegrityError, NotFoundError, UsageError
-from neuroweaver.inference.kernels import Int8Linear
+from neuroweaver.inference import native
+from neuroweaver.inference.kernels import Int8Linear, best_precision
 from neuroweaver.inference.llama import Llama, supports
 from neuroweaver.inference.runner import Feed
 
@@ -83,6 +85,19 @@ def tokens(seed: int, count: int) -> list[int]:
     return [int(token) for token in torch.randint(97, (count,), generator=torch.Generator().manual_seed(seed))]
 
 
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+
+
+@pytest.fixture(params=["kernels of our own", "operators of PyTorch"])
+def both_ways(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "operators of PyTorch":
+        without_kernels(monkeypatch)
+    else:
+        assert native.library() is not None, "a machine that runs the tests has a C++ compiler"
+
+
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_of_every_family_are_those_of_transformers_whatever_the_pieces_a_row_is_read_in(
     name: str, tmp_path: Path
@@ -113,6 +128,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("both_ways")
 @pytest.mark.parametrize("family", ["llama", "qwen 2.5", "llama with biases"])
 def test_rows_of_all_kinds_of_adapters_in_one_step_get_what_peft_gives_each_alone(family: str, tmp_path: Path) -> None:
     base = save(FAMILIES[family], tmp_path / "base")
@@ -159,7 +175,7 @@ def test_in_int8_a_row_is_close_to_fp32_and_does_not_depend_on_its_neighbours(tm
     assert torch.allclose(alone, beside, atol=1e-6)
     exact = expected(base, row, tmp_path / "a")
     assert torch.nn.functional.cosine_similarity(alone, exact, dim=0) > 0.9995
-    assert not torch.allclose(alone, exact, atol=1e-6), "int8 can't be exact: is it fp32?"
+    assert not torch.allclose(alone, exact, atol=1e-6), "int8 of random weights can't be exact: is it fp32?"
 
 
 def test_only_models_that_it_computes_rightly_are_taken() -> None:
@@ -210,13 +226,59 @@ def test_slots_run_out_with_a_clear_error_and_come_back(tmp_path: Path) -> None:
     assert llama.open() == slots[3]
 
 
-def test_int8_rows_with_a_channel_far_larger_than_the_others_keep_the_others() -> None:
+def four_bit_groups(outputs: int, inputs: int) -> torch.Tensor:
+    """Weights as 4-bit base models have them: 16 levels between the least and the largest of each group of 32."""
+    levels = torch.randint(16, (outputs, inputs // 32, 32)).float()
+    levels[..., 0], levels[..., 1] = 0, 15
+    scale, least = torch.rand(outputs, inputs // 32, 1) + 0.1, torch.randn(outputs, inputs // 32, 1)
+    return (least + scale * levels).view(outputs, inputs)
+
+
+def test_int8_holds_4_bit_groups_without_loss_and_small_channels_beside_large_ones() -> None:
     torch.manual_seed(1)
-    weight, x = torch.randn(64, 128), torch.randn(5, 128)
+    weight, x = four_bit_groups(50, 128), torch.randn(13, 128)
     x[:, 7] *= 300
 
     found = Int8Linear(weight)(x)
 
-    steps = weight.abs().amax(1, keepdim=True) / 127
-    rounded = (weight / steps).round() * steps  # int8 weights alone, rows as they are
-    assert (found - x @ rounded.T).abs().max() < 0.002 * (x @ rounded.T).abs().max()
+    for row in range(13):
+        exact = x[row].double() @ weight.double().T
+        assert (found[row] - exact).abs().max() < 1e-3 * exact.abs().max()
+        assert torch.equal(Int8Linear(weight)(x[row : row + 1])[0], found[row])
+
+
+def test_int8_is_within_half_a_level_of_any_weights() -> None:
+    torch.manual_seed(1)
+    weight = torch.randn(40, 36)  # inputs that are no multiple of a group
+
+    found = Int8Linear(weight)(torch.eye(36)).T
+
+    assert (found - weight).abs().max() < 1.1 * (weight.max() - weight.min()) / 120 / 2
+
+
+@pytest.mark.parametrize("march", ["x86-64", "haswell"])
+def test_kernels_for_other_processors_compute_the_same(march: str) -> None:
+    if platform.machine() != "x86_64" or (march == "haswell" and "avx2" not in native.processor_features()):
+        pytest.skip(f"this processor can't run code for {march}")
+    torch.manual_seed(1)
+    library, own = native.build(march), native.library()
+    weight, x = four_bit_groups(50, 64), torch.randn(7, 64)
+
+    found = []
+    for each in (library, own):
+        assert each is not None
+        packed = torch.empty(each.nw_packed_bytes(50, 64), dtype=torch.uint8)
+        each.nw_pack(native.pointer(weight), 50, 64, native.pointer(packed))
+        found.append(torch.empty(7, 50))
+        each.nw_product(native.pointer(x), 7, 64, native.pointer(packed), 50, native.pointer(found[-1]))
+
+    assert torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-4)
+    assert torch.allclose(found[0], x @ weight.T, rtol=1e-3, atol=1e-3 * float(found[0].abs().max()))
+
+
+def test_without_a_compiler_there_is_no_int8_and_the_reason_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_kernels(monkeypatch)
+
+    assert best_precision() == "fp32"
+    with pytest.raises(UsageError, match="install g\\+\\+"):
+        Int8Linear(torch.ones(4, 32))
