@@ -21,8 +21,9 @@ from neuroweaver.inference.kernels import best_precision
 from serving import registry
 from serving.api.errors import error_response
 from serving.app import create_app
-from serving.catalog import Catalog, load_champions
+from serving.catalog import Catalog, describe_upstreams, load_champions
 from serving.engine.local import LocalEngine
+from serving.engine.several import Engines, open_upstreams
 from serving.metrics import Timings, render
 
 LOADING = "the models are being loaded"
@@ -81,8 +82,10 @@ class NeuroWeaver:
         if self._stopping.is_set():
             engine.close()
             return
-        front.app = create_app(engine, Catalog(served), chosen, base.title)
-        _log.info("serving %s on %s", ", ".join(engine.adapters()) or "no models yet", base.title)
+        upstreams = open_upstreams(chosen.upstreams, taken={base.title})
+        served += describe_upstreams({name: chosen.upstreams[name] for name in upstreams})
+        front.app = create_app(Engines(engine, upstreams), Catalog(served), chosen, base.title)
+        _log.info("serving %s on %s", ", ".join(model.id for model in served) or "no models yet", base.title)
 
     async def __is_alive__(self) -> bool:
         return not self._failed
