@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
-from jsonschema import Draft202012Validator, validators
+from jsonschema import Draft202012Validator, FormatChecker, validators
 from jsonschema.exceptions import SchemaError, ValidationError
 from llguidance import LLMatcher, LLTokenizer
 from referencing import Registry
@@ -29,7 +29,8 @@ class Conformity:
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._schema = dict(schema)
         try:
-            Draft202012Validator.check_schema(self._schema)
+            # Without formats: a pattern is compiled by `_check_keywords`, and never by `re`.
+            Draft202012Validator.check_schema(self._schema, format_checker=FormatChecker(()))
             _check_keywords(self._schema)
         except SchemaError as error:
             raise _unusable(f"{'/'.join(map(str, error.path)) or 'schema'}: {error.message[:200]}") from None
@@ -51,8 +52,9 @@ class Conformity:
         except Exception as error:  # a caller's schema can be wrong in any way
             raise EngineError(f"the answer can't be checked: {type(error).__name__}") from None
         if wrong is not None:
-            where = "/".join(map(str, wrong.schema_path))[:200]
-            raise EngineError(f"the answer does not keep to the JSON schema, at {where}")
+            raise EngineError(
+                f"the answer does not keep to the JSON schema ({wrong.validator or 'nothing is allowed'})"
+            )
 
 
 def _checker() -> Any:

@@ -109,7 +109,7 @@ class Upstream:
         return type(error)(f"upstream {self.name!r}: {error}")
 
     async def _ask(self, request: EngineRequest) -> AsyncGenerator[str | EngineAnswer, None]:
-        conformity = None if request.schema is None else Conformity(request.schema)
+        conformity = None if request.schema is None else await asyncio.to_thread(Conformity, request.schema)
         settings, arrived, first = self._settings, monotonic(), 0.0
         headers = {"Accept": "text/event-stream", "Accept-Encoding": "identity", "User-Agent": "neuroweaver"}
         headers["Content-Type"] = "application/json"

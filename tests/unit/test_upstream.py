@@ -566,7 +566,7 @@ def test_a_compressed_answer_is_refused_unopened() -> None:
 @pytest.mark.parametrize(
     ("text", "reason", "words"),
     [
-        ('{"a": "x"}', "stop", "does not keep to the JSON schema, at properties/a/type"),
+        ('{"a": "x"}', "stop", r"does not keep to the JSON schema \(type\)"),
         ("Sure! Here is it", "stop", "the answer is no JSON"),
         ('{"a": 1', "length", "the JSON was cut at 1024 tokens"),
     ],
