@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -52,7 +52,7 @@ class _Chunk(_Shape):
     error: object = None
 
 
-async def events(received: AsyncIterator[bytes], max_bytes: int = MAX_BYTES) -> AsyncIterator[bytes]:
+async def events(received: AsyncIterator[bytes], max_bytes: int = MAX_BYTES) -> AsyncGenerator[bytes, None]:
     """The data of each event, up to `[DONE]` or the end. Raises EngineError beyond `max_bytes`."""
     waiting, size, data = bytearray(), 0, []
     async for block in received:

@@ -124,10 +124,11 @@ class Upstream:
             client.stream("POST", f"{settings.url}/chat/completions", headers=headers, content=body) as response,
         ):
             await raise_for_status(response)
-            async for event in events(response.aiter_raw()):
-                for piece in completion.add(event):
-                    first = first or monotonic()
-                    yield piece
+            async with aclosing(events(response.aiter_raw())) as received:
+                async for event in received:
+                    for piece in completion.add(event):
+                        first = first or monotonic()
+                        yield piece
         completion.end()
         if conformity is not None:
             if completion.cut:
