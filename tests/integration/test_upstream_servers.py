@@ -1,12 +1,16 @@
-"""An upstream that is a real llama.cpp server, beside the embedded engine, asked by OpenAI's own client."""
+"""Upstreams that are real servers, llama.cpp's and vLLM's, beside the embedded engine, asked by OpenAI's own client."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import pytest
 import torch
 import uvicorn
 from fastapi import FastAPI
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from neuroweaver import answers, base_model
 from neuroweaver.inference import loading
@@ -28,9 +33,9 @@ from serving.catalog import Catalog, ServedModel, describe_upstreams
 from serving.engine.local import LocalEngine
 from serving.engine.several import Engines, open_upstreams
 
-UPSTREAM, BASE, SERVICE = "sales-llamacpp", "tiny", "service-advisor@1"
-KEY = "sk-canary-llama"
-HELLO: Any = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "hello"}]
+UPSTREAM, BASE, SERVICE = "sales-elsewhere", "tiny", "service-advisor@1"
+KEY = "sk-canary-right"
+HELLO: Any = [{"role": "system", "content": "Be brief. " * 30}, {"role": "user", "content": "hello"}]
 FORMAT: Any = {
     "type": "json_schema",
     "json_schema": {"name": "part", "schema": answers.schema(PARTS_LOOKUP), "strict": True},
@@ -44,31 +49,97 @@ LEAD: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def llamacpp(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of llama.cpp's server with the tiny model, which asks for a key."""
+def model(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[LlamaForCausalLM, Path]:
+    """A random model that both servers take, and its folder."""
+    _, tokenizer = base_model.load(base_model.locate(str(tiny_base), tiny_base))
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=128, intermediate_size=128, num_hidden_layers=2, head_dim=64,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=4096, tie_word_embeddings=True,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    made = LlamaForCausalLM(config).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():  # answers that are not one letter again and again
+            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3)
+        # Whole characters, which are reported together; none that JSON must escape, which vLLM's grammar forgets; no end.
+        for identity in range(config.vocab_size):
+            text = tokenizer.decode([identity])
+            if identity < 3 or not (text.isascii() and text.isprintable()):
+                made.lm_head.weight[identity] = 0
+    folder = tmp_path_factory.mktemp("model")
+    made.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return made, folder
+
+
+@pytest.fixture(scope="module", params=["llamacpp", "vllm"])
+def server(
+    request: pytest.FixtureRequest, model: tuple[LlamaForCausalLM, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The URL of a real server, which asks for a key."""
+    starting = {"llamacpp": llamacpp, "vllm": vllm}[request.param]
+    with starting(*model, tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@contextmanager
+def llamacpp(model: LlamaForCausalLM, folder: Path, scratch: Path) -> Iterator[str]:
     xllamacpp = pytest.importorskip(
         "xllamacpp", reason="llama.cpp is not installed here: pip install 'neuroweaver[gguf-check]'"
     )
-    model, tokenizer = base_model.load(base_model.locate(str(tiny_base), tiny_base))
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():  # answers that are not one letter again and again
-            parameter.normal_(1.0 if "norm" in name else 0.0, 0.3)
-        for identity in range(model.config.vocab_size):  # whole characters, which are reported together, and no end
-            if identity < 3 or not tokenizer.decode([identity]).isascii():
-                model.lm_head.weight[identity] = 0
-    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    gguf_writer.write(model, tokenizer, path, dtype="f32", name="tiny")
+    gguf_writer.write(model, AutoTokenizer.from_pretrained(folder), scratch / "a.gguf", dtype="f32", name="a")
     parameters = xllamacpp.CommonParams()
-    parameters.model.path = str(path)
+    parameters.model.path = str(scratch / "a.gguf")
     parameters.hostnames, parameters.port = ["127.0.0.1"], free_port()
     parameters.n_ctx, parameters.n_parallel = 2048, 1
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
     parameters.api_keys = [KEY]
     parameters.warmup, parameters.verbosity = False, 0
-    server = xllamacpp.Server(parameters)
-    yield f"{server.listening_address}/v1"
-    del server
+    running = xllamacpp.Server(parameters)
+    yield f"{running.listening_address}/v1"
+    del running
+
+
+@contextmanager
+def vllm(model: LlamaForCausalLM, folder: Path, scratch: Path) -> Iterator[str]:
+    program = os.environ.get("VLLM") or shutil.which("vllm")
+    if program is None:
+        pytest.skip("vLLM is not installed here: `VLLM=path/to/bin/vllm` names that of another environment")
+    port = free_port()
+    command = [
+        program, "serve", str(folder), "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port),
+        "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048", "--enable-prompt-tokens-details",
+    ]  # fmt: skip
+    environment = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_API_KEY": KEY, "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+    }  # fmt: skip
+    environment.pop("PYTHONPATH", None)
+    log = scratch / "vllm.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, env=environment, cwd=scratch, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        until = time.monotonic() + 300
+        while not accepts(port):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +150,12 @@ def embedded(tiny_base: Path) -> Iterator[LocalEngine]:
 
 
 @pytest.fixture
-def app(
-    llamacpp: str, embedded: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., FastAPI]:
-    """`app(**options)`: the service with llama.cpp as an upstream, as it is wired for BentoML."""
-    monkeypatch.setenv("LLAMACPP_KEY", KEY)
+def app(server: str, embedded: LocalEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FastAPI]:
+    """`app(**options)`: the service with that server as an upstream, as it is wired for BentoML."""
+    monkeypatch.setenv("UPSTREAM_KEY", KEY)
 
     def make(timeout_seconds: float = 60, **options: Any) -> FastAPI:
-        given = {"url": llamacpp, "model": "tiny", "api_key_env": "LLAMACPP_KEY", "allow_private": True,
+        given = {"url": server, "model": "tiny", "api_key_env": "UPSTREAM_KEY", "allow_private": True,
                  "model_type": "automotive-sales"}  # fmt: skip
         declared = {UPSTREAM: UpstreamSettings(**given | options)}
         prices = {UPSTREAM: Price(usd_per_million_prompt_tokens=2, usd_per_million_answer_tokens=10)}
@@ -107,16 +176,16 @@ def free_port() -> int:
 @contextmanager
 def client_of(app: FastAPI) -> Iterator[openai.OpenAI]:
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
+    front = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=front.run)
     thread.start()
-    while not server.started:
+    while not front.started:
         time.sleep(0.01)
     try:
         with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as made:
             yield made
     finally:
-        server.should_exit = True
+        front.should_exit = True
         thread.join()
 
 
@@ -209,12 +278,12 @@ def test_what_goes_wrong_over_there_has_a_status_of_ours(
     with client_of(app()) as client:
         with pytest.raises(openai.UnprocessableEntityError, match="the prompt is too long for the model"):
             client.chat.completions.create(**asked | {"messages": long})
-        monkeypatch.setenv("LLAMACPP_KEY", "sk-canary-wrong")
+        monkeypatch.setenv("UPSTREAM_KEY", "sk-canary-wrong")
         with pytest.raises(openai.InternalServerError, match="refuses the API key") as refused:
             client.chat.completions.create(**asked)
     gone = app(url=f"http://127.0.0.1:{free_port()}/v1")
     with client_of(gone) as client:
-        with pytest.raises(openai.InternalServerError, match="'sales-llamacpp': can't be reached"):
+        with pytest.raises(openai.InternalServerError, match="'sales-elsewhere': can't be reached"):
             client.chat.completions.create(**asked)
         assert httpx.get(f"{client.base_url}../readyz").status_code == 200
         assert client.chat.completions.create(**asked | {"model": BASE, "stream": False}).model == BASE
