@@ -53,6 +53,7 @@ def render(stats: EngineStats) -> str:
     metric("running", "gauge", "Requests that are being answered.", {"": stats.running})
     metric("queue_limit", "gauge", "Requests that may wait.", {"": stats.max_queue})
     metric("steps_total", "counter", "Steps of the model.", {"": stats.steps})
+    metric("restarts_total", "counter", "Times that the engine's process was started again.", {"": stats.restarts})
     metric("requests_total", "counter", "Requests by what became of them.",
            {f'{{outcome="{name}"}}': count for name, count in outcomes.items()})  # fmt: skip
     kinds = {

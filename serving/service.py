@@ -1,8 +1,8 @@
 """BentoML wiring, and nothing else: `bentoml serve serving.service:NeuroWeaver`.
 
 Loading takes seconds to minutes, so it happens in a thread while BentoML answers already: `/livez` 200 and
-`/readyz` 503. When the champions are loaded, the app takes over and `/readyz` is 200; where loading has failed,
-`/livez` is 503 too and every answer says so.
+`/readyz` 503. When the champions are loaded, the app takes over and `/readyz` is 200; where loading has failed, or the
+engine has crashed too often, `/livez` is 503 too and every answer says so.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ import bentoml
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from neuroweaver import base_model, memory, settings
-from neuroweaver.inference import loading
-from neuroweaver.inference.kernels import best_precision
+from neuroweaver import base_model, settings
+from neuroweaver.settings import Settings
 from serving import registry
 from serving.api.errors import error_response
 from serving.app import create_app
 from serving.catalog import Catalog, describe_upstreams, load_champions
-from serving.engine.local import LocalEngine
+from serving.engine.messages import EngineSetup
+from serving.engine.remote import RemoteEngine
 from serving.engine.several import Engines, open_upstreams
+from serving.engine.supervisor import Supervisor
 from serving.metrics import Timings, render
 
 LOADING = "the models are being loaded"
@@ -55,37 +56,47 @@ front = Front()
 class NeuroWeaver:
     def __init__(self) -> None:
         logging.getLogger("serving").setLevel(logging.INFO)
-        self._engine: LocalEngine | None = None
+        self._engine: RemoteEngine | None = None
         self._timings = Timings()
-        self._stopping = threading.Event()
+        self._lock = threading.Lock()  # a service that stops starts no engine
+        self._stopping = False
         self._failed = False
         threading.Thread(target=self._load, name="loader", daemon=True).start()
 
     def _load(self) -> None:
         try:
             chosen = settings.load()
-            memory.keep_freed()
-            base = base_model.locate(chosen.base_model, chosen.home)
-            precision = chosen.engine_precision if chosen.engine_precision != "auto" else best_precision()
-            runner, tokenizer = loading.load(base, precision=precision, slots=chosen.max_batch)
-            engine = LocalEngine(
-                runner, tokenizer, max_queue=chosen.max_queue, max_adapters=chosen.max_adapters,
-                observe=self._timings.observe,
-            )  # fmt: skip
+            base = base_model.locate(chosen.base_model, chosen.home, verify=False)
+            engine = self._start(chosen)
+            if engine is None:
+                return
+            engine.wait_until_ready()
             served = load_champions(engine, registry.champions(chosen))
         except Exception as error:
-            front.reason = f"the models can't be loaded: {error}".split("\n")[0]
-            _log.error("%s", front.reason)
-            self._failed = True
-            return
-        self._engine = engine
-        if self._stopping.is_set():
-            engine.close()
+            if not self._stopping:
+                self._fail(f"the models can't be loaded: {error}")
             return
         upstreams = open_upstreams(chosen.upstreams, taken={base.title})
         served += describe_upstreams({name: chosen.upstreams[name] for name in upstreams})
         front.app = create_app(Engines(engine, upstreams), Catalog(served), chosen, base.title)
         _log.info("serving %s on %s", ", ".join(model.id for model in served) or "no models yet", base.title)
+
+    def _start(self, chosen: Settings) -> RemoteEngine | None:
+        with self._lock:
+            if self._stopping:
+                return None
+            setup = EngineSetup(
+                chosen.base_model, str(chosen.home), chosen.engine_precision, chosen.max_batch, chosen.max_queue,
+                chosen.max_adapters,
+            )  # fmt: skip
+            self._engine = RemoteEngine(Supervisor(setup), observe=self._timings.observe, gave_up=self._fail)
+            return self._engine
+
+    def _fail(self, reason: str) -> None:
+        front.reason = reason.split("\n")[0]
+        front.app = None
+        self._failed = True
+        _log.error("%s", front.reason)
 
     async def __is_alive__(self) -> bool:
         return not self._failed
@@ -93,7 +104,8 @@ class NeuroWeaver:
     async def __is_ready__(self) -> bool:
         if self._engine is None or front.app is None:
             raise HTTPException(503, front.reason)
-        return self._engine.stats().alive
+        stats = await asyncio.to_thread(self._engine.stats)
+        return stats.alive
 
     def __metrics__(self, text: str) -> str:
         """BentoML's metrics and the engine's."""
@@ -101,6 +113,10 @@ class NeuroWeaver:
 
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
-        self._stopping.set()
+        await asyncio.to_thread(self._stop)
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopping = True
         if self._engine is not None:
-            await asyncio.to_thread(self._engine.close)
+            self._engine.close()

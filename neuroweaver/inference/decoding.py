@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from neuroweaver.errors import UsageError
@@ -188,7 +189,7 @@ class Decoder:
         chosen = len(row.log_probabilities)
         each = dict(zip(row.chosen, row.log_probabilities, strict=False))  # the end-of-text token has no place
         return Generated(
-            text=self.tokenizer.decode(row.answer, skip_special_tokens=True),
+            text=self.tokenizer.decode(row.answer, skip_special_tokens=True, clean_up_tokenization_spaces=False),
             confidence=math.exp(sum(row.log_probabilities) / chosen) if chosen else 1.0,
             prompt_tokens=len(row.prompt.tokens),
             cached_tokens=row.cached,
@@ -224,18 +225,30 @@ class Decoder:
 
     def _choose(self, rows: Sequence[Row], hidden_NH: torch.Tensor) -> None:
         """Append to every row the token it goes on with, and what that forces."""
-        allowed = [row.grammar.allowed() if row.grammar else None for row in rows]
-        many = [i for i, tokens in enumerate(allowed) if tokens is None or len(tokens) > _FEW]
-        logits = dict(zip(many, self.runner.logits(hidden_NH[many]), strict=True)) if many else {}
-        for i, (row, tokens) in enumerate(zip(rows, allowed, strict=True)):
-            if tokens is None:
-                logits_K = logits[i]
-            else:
-                among = torch.from_numpy(tokens)
-                logits_K = logits[i][among] if i in logits else self.runner.logits_of(hidden_NH[i], among)
-            position, log_probability = row.sampler.choose(logits_K)
+        for row, (token, log_probability) in zip(rows, self._choices(rows, hidden_NH), strict=True):
             row.log_probabilities.append(log_probability)
-            self._append(row, position if tokens is None else int(tokens[position]))
+            self._append(row, token)
+
+    @torch.inference_mode()
+    def _choices(self, rows: Sequence[Row], hidden_NH: torch.Tensor) -> list[tuple[int, float]]:
+        """Every row's next token and its log-probability."""
+        found: dict[int, tuple[int, float]] = {}
+        masks = [None if row.grammar is None else row.grammar.allowed() for row in rows]
+        many: list[int] = []
+        for i, (row, may_V) in enumerate(zip(rows, masks, strict=True)):
+            if may_V is None or np.count_nonzero(may_V) > _FEW:
+                many.append(i)
+                continue
+            among_K = torch.from_numpy(np.flatnonzero(may_V))
+            place, log_probability = row.sampler.choose(self.runner.logits_of(hidden_NH[i], among_K))
+            found[i] = int(among_K[place]), log_probability
+        if many:
+            for i, logits_V in zip(many, self.runner.logits(hidden_NH[many]), strict=True):
+                may_V = masks[i]
+                if may_V is not None:
+                    logits_V.masked_fill_(torch.from_numpy(~may_V), -math.inf)
+                found[i] = rows[i].sampler.choose(logits_V)
+        return [found[i] for i in range(len(rows))]
 
     def _append(self, row: Row, token: int) -> None:
         if token == self.grammars.end:
@@ -261,7 +274,7 @@ class Decoder:
             row.cut = left <= 0
             row.done = row.done or row.cut
         elif left < _WATCHED:
-            way_out = row.grammar.ending(left) if not row.done else [] if left >= 0 else None
+            way_out = self._way_out(row, left)
             if way_out is not None:
                 row.way_out = way_out
                 return
@@ -272,6 +285,16 @@ class Decoder:
                 row.answer[before:] = row.way_out
                 row.log_probabilities.pop()
                 row.chosen.pop()
+
+    @staticmethod
+    def _way_out(row: Row, left: int) -> list[int] | None:
+        """At most `left` tokens that close the document: the way known before, where it still does, else a new one."""
+        if row.done or row.grammar is None:
+            return [] if left >= 0 else None
+        known = row.way_out
+        if known is not None and len(known) <= left and row.grammar.ends_with(known):
+            return known
+        return row.grammar.ending(left)
 
     def _left(self, row: Row) -> int:
         return self._limit(row.prompt) - len(row.answer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,11 +37,10 @@ class Grammars:
         found = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
         return [ids[0] for ids in found if len(ids) == 1]
 
-    def closing(self, allowed: np.ndarray) -> int:
-        """Of the tokens that may follow, one that leads on to the end."""
-        may = set(allowed.tolist())
-        inside = not may.isdisjoint(self._telling)
-        return next((token for token in (self._inside if inside else self._outside) if token in may), int(allowed[0]))
+    def closing(self, may: np.ndarray) -> int:
+        """Of the tokens that may follow (true in `may`), one that leads on to the end."""
+        inside = any(may[token] for token in self._telling)
+        return next((token for token in (self._inside if inside else self._outside) if may[token]), int(may.argmax()))
 
     def of(self, schema: Mapping[str, Any]) -> Grammar:
         """A grammar at its beginning. Raises UsageError where `schema` can't be one, saying why."""
@@ -82,9 +81,9 @@ class Grammar:
         return bool(self._matcher.is_stopped())
 
     def allowed(self) -> np.ndarray:
-        """The tokens that may follow, ascending."""
+        """Which tokens may follow (bool, vocabulary)."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-        return np.flatnonzero(np.unpackbits(bits, count=self._grammars.vocabulary, bitorder="little"))
+        return np.unpackbits(bits, count=self._grammars.vocabulary, bitorder="little").view(np.bool_)
 
     def accept(self, token: int) -> None:
         if not self._matcher.consume_token(token):
@@ -97,6 +96,11 @@ class Grammar:
             self._matcher.consume_tokens(found)
         return found
 
+    def ends_with(self, tokens: Sequence[int]) -> bool:
+        """Whether the document is complete after `tokens` from here."""
+        ahead = self._matcher.deep_copy()
+        return ahead.try_consume_tokens(list(tokens)) == len(tokens) and bool(ahead.is_accepting())
+
     def ending(self, limit: int) -> list[int] | None:
         """Tokens that end the document from here in a short way, at most `limit`; None where that takes more."""
         ahead = Grammar(self._grammars, self._matcher.deep_copy())
@@ -105,7 +109,7 @@ class Grammar:
             if len(tokens) > limit:
                 return None
             allowed = ahead.allowed()
-            if self._grammars.end in allowed:
+            if allowed[self._grammars.end]:
                 return tokens if len(tokens) <= limit else None
             token = self._grammars.closing(allowed)
             ahead.accept(token)

@@ -45,11 +45,10 @@ class Sampler:
 
     def choose(self, logits_K: torch.Tensor) -> tuple[int, float]:
         """The place of the chosen token in `logits_K`, and its log-probability at temperature 1."""
-        log_probabilities_K = torch.log_softmax(logits_K, dim=-1)
         if self._random is None:
-            place = int(log_probabilities_K.argmax())
+            place = int(logits_K.argmax())
         else:
             likely_K, order_K = torch.softmax(logits_K / self._sampling.temperature, dim=-1).sort(descending=True)
             likely_K[likely_K.cumsum(-1) - likely_K >= self._sampling.top_p] = 0
             place = int(order_K[torch.multinomial(likely_K, 1, generator=self._random)])
-        return place, float(log_probabilities_K[place])
+        return place, float(logits_K[place] - logits_K.logsumexp(-1))

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from neuroweaver.contracts import ErrorBody
 from neuroweaver.errors import NeuroWeaverError, NotFoundError, UsageError
-from serving.engine.protocol import DeadlineError, EngineClosedError, QueueFullError
+from serving.engine.protocol import DeadlineError, EngineClosedError, TryAgainError
 
 _CODES = {
     400: ("malformed", "the request can't be read"),
@@ -114,7 +114,7 @@ async def _ours(request: Request, error: Exception) -> JSONResponse:
 
 def _status(error: NeuroWeaverError) -> tuple[int, dict[str, str]]:
     """The status of an error of ours, and the headers that go with it."""
-    if isinstance(error, QueueFullError):
+    if isinstance(error, TryAgainError):
         return 503, {"Retry-After": str(error.retry_after_seconds)}
     if isinstance(error, EngineClosedError):
         return 503, {"Retry-After": "5"}

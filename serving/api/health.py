@@ -18,7 +18,7 @@ def router(engine: Engine) -> APIRouter:
         return PlainTextResponse("\n")
 
     @routes.get("/readyz")
-    async def readyz() -> PlainTextResponse:
+    def readyz() -> PlainTextResponse:
         """The models are loaded and the engine takes requests."""
         if not engine.stats().alive:
             raise HTTPException(503, "the engine does not run")

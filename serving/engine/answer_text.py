@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 class AnswerText:
-    """`grow` with the decoded text of all tokens so far; gives the piece that may be shown now."""
+    """`grow` by the newest tokens; gives the piece that may be shown now. `text` is all that was shown.
 
-    def __init__(self, stops: Sequence[str] = ()) -> None:
+    Only the newest tokens are decoded, behind the ones before them, which tell how they join.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = ()) -> None:
+        self._tokenizer = tokenizer
         self.stops = tuple(stops)
-        self._shown = 0
         self.text = ""
         self.stopped = False
+        self._held = ""  # decoded, but not shown: a stop string may begin in it
+        self._known: list[int] = []  # tokens whose text ends what is decoded
+        self._open: list[int] = []  # tokens that end within a character
 
-    def grow(self, text: str, *, done: bool) -> str:
+    def grow(self, tokens: Sequence[int], *, done: bool) -> str:
         if self.stopped:
             return ""
-        found = [place for place in (text.find(stop) for stop in self.stops) if place >= 0]
+        held = self._held + self._decode(tokens, done=done)
+        found = [place for place in (held.find(stop) for stop in self.stops) if place >= 0]
         if found:
-            text = text[: min(found)]
+            held = held[: min(found)]
             self.stopped = True
-        elif not done:
-            text = text[: self._settled(text.removesuffix("\ufffd"))]
-        self.text = text
-        piece = text[self._shown :]
-        self._shown = max(self._shown, len(text))
+        shown = len(held) if done or found else self._settled(held)
+        piece, self._held = held[:shown], held[shown:]
+        self.text += piece
         return piece
+
+    def _decode(self, tokens: Sequence[int], *, done: bool) -> str:
+        """What `tokens` add to the text that is decoded already."""
+        self._open += tokens
+        if not self._open:
+            return ""
+        before, now = self._text(self._known), self._text(self._known + self._open)
+        if now.endswith("\ufffd") and not done:
+            return ""
+        self._known, self._open = self._open, []
+        return now[len(before) :]
+
+    def _text(self, tokens: list[int]) -> str:
+        found: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return found
 
     def _settled(self, text: str) -> int:
         """Up to where no stop string can begin any more."""

@@ -53,6 +53,7 @@ class _Request:
     started: float = 0.0
     first_token: float = 0.0
     row: Row | None = None
+    told: int = 0  # tokens of the answer that have become text
 
 
 @dataclass
@@ -194,7 +195,7 @@ class LocalEngine:
         waiting = _Request(
             Prompt(tokens, request.schema, request.adapter, request.max_tokens, request.sampling),
             tell,
-            AnswerText(request.stop),
+            AnswerText(self._tokenizer, request.stop),
         )
         with self._changed:
             if self._closed:
@@ -311,8 +312,8 @@ class LocalEngine:
                 continue
             request.first_token = request.first_token or monotonic()
             if request.tell is not None or row.done or request.text.stops:
-                text = self._tokenizer.decode(row.answer, skip_special_tokens=True)
-                piece = request.text.grow(text, done=row.done)
+                piece = request.text.grow(row.answer[request.told :], done=row.done)
+                request.told = len(row.answer)
                 if piece and request.tell is not None:
                     request.tell(piece)
             if row.done or request.text.stopped:

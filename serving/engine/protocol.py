@@ -91,6 +91,7 @@ class EngineStats:
     adapter_hits: int
     adapter_loads: int
     adapter_evictions: int
+    restarts: int = 0  # of the engine's process; the other counts begin anew with each
 
 
 class EngineError(NeuroWeaverError, RuntimeError):
@@ -105,8 +106,8 @@ class DeadlineError(EngineError, TimeoutError):
     """The answer was not there in time."""
 
 
-class QueueFullError(EngineError):
-    """As many requests are waiting as may; `retry_after_seconds` is when there should be room again."""
+class TryAgainError(EngineError):
+    """No answer now; there should be one after `retry_after_seconds`."""
 
     def __init__(self, message: str, retry_after_seconds: int) -> None:
         super().__init__(message, retry_after_seconds)
@@ -114,6 +115,14 @@ class QueueFullError(EngineError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class QueueFullError(TryAgainError):
+    """As many requests are waiting as may."""
+
+
+class EngineCrashedError(TryAgainError):
+    """The engine's process has ended, and is started again."""
 
 
 class PromptTooLongError(UsageError):
@@ -127,7 +136,8 @@ class Engine(Protocol):
         """The answer. Cancelling the call drops the request, within a step where it runs.
 
         Raises NotFoundError for an adapter that is not loaded, UsageError for a schema or limits that can't be kept,
-        PromptTooLongError, QueueFullError, DeadlineError, EngineClosedError, and EngineError where generation failed.
+        PromptTooLongError, QueueFullError, DeadlineError, EngineClosedError, EngineCrashedError, and EngineError where
+        generation failed.
         """
         ...
 
@@ -151,7 +161,9 @@ class Engine(Protocol):
         """The names of the loaded adapters, in the order of loading."""
         ...
 
-    def stats(self) -> EngineStats: ...
+    def stats(self) -> EngineStats:
+        """May block for a moment; never raises."""
+        ...
 
     def close(self) -> None:
         """Refuse new requests, fail the waiting ones, wait for those that run. Blocks; a second call is harmless."""

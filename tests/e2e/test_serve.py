@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -64,6 +65,14 @@ class Service:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             raise
+
+    def engine(self) -> psutil.Process:
+        """The process of its engine."""
+        (found,) = [
+            child for child in psutil.Process(self.process.pid).children(recursive=True)
+            if "serving.engine.process" in child.cmdline()
+        ]  # fmt: skip
+        return found
 
     def leftovers(self) -> bool:
         try:
@@ -223,6 +232,49 @@ def test_service_drops_who_left_and_finishes_what_runs_before_it_ends(
             assert not running.done()
         assert service.stop() == 0, service.log.read_text()
         assert running.result().status_code == 200
+    assert not service.leftovers()
+
+
+def test_service_survives_its_engine_and_answers_as_before(
+    tiny_base: Path, tiny_adapter: Callable[..., Path], run_service: Callable[[Path, str], Service], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    register(home, {"automotive-sales": tiny_adapter("automotive-sales", 1)})
+    service = run_service(home, str(tiny_base))
+    client = service.client
+    service.wait_until("/readyz", 200)
+    before = client.post("/api/v1/prompts", json=LEAD).json()["data"]["content"]
+    endless = {"model": tiny_base.name, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3000}
+
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(client.post, "/v1/chat/completions", json=endless)
+        with client.stream("POST", "/v1/chat/completions", json=endless | {"stream": True}) as stream:
+            lines = stream.iter_lines()
+            assert "chat.completion.chunk" in next(lines)
+            while "neuroweaver_engine_running 2" not in client.get("/metrics").text:
+                assert not running.done()
+            engine = service.engine()
+            engine.kill()
+            *_, last = [line for line in lines if line]
+        refused = running.result()
+
+    for response in (refused, client.post("/v1/chat/completions", json=endless)):
+        assert response.status_code == 503
+        assert int(response.headers["retry-after"]) >= 1
+        assert response.json()["error"]["type"] == "overloaded_error"
+    assert '"error"' in last
+    assert "overloaded_error" in last
+    ours = client.post("/api/v1/prompts", json=LEAD)
+    assert (ours.status_code, ours.json()["code"]) == (503, "unavailable")
+    assert int(ours.headers["retry-after"]) >= 1
+    assert client.get("/readyz").status_code == 503
+    assert client.get("/livez").status_code == 200
+
+    service.wait_until("/readyz", 200)
+    assert client.post("/api/v1/prompts", json=LEAD).json()["data"]["content"] == before
+    assert service.engine().pid != engine.pid
+    assert "neuroweaver_engine_restarts_total 1" in client.get("/metrics").text
+    assert service.stop() == 0, service.log.read_text()
     assert not service.leftovers()
 
 

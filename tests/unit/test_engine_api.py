@@ -20,6 +20,7 @@ from serving.api.bodies import MAX_BYTES
 from serving.app import create_app
 from serving.catalog import Catalog, ServedModel, load_champions
 from serving.engine.local import LocalEngine
+from serving.engine.protocol import EngineCrashedError
 from serving.registry import Champion
 
 T = TypeVar("T")
@@ -253,6 +254,32 @@ def test_overload_and_deadline_have_their_own_answers(
     assert is_error(refused, 503, "unavailable")
     assert int(refused.headers["retry-after"]) >= 1
     assert [response.status_code for response in answered] == [200, 200]
+
+
+def test_engine_that_has_crashed_is_a_503_that_says_when_to_come_back(
+    app: FastAPI, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def crashed(_: Any) -> None:
+        raise EngineCrashedError("the engine has ended unexpectedly, and is started again", 7)
+
+    async def crashing(_: Any) -> Any:
+        yield "a piece"
+        await crashed(_)
+
+    monkeypatch.setattr(engine, "submit", crashed)
+    monkeypatch.setattr(engine, "stream", crashing)
+    chat = {"model": "base", "messages": [{"role": "user", "content": "hi"}]}
+    ours = call(app, "POST", PROMPTS, json=LEAD)
+    openai = call(app, "POST", "/v1/chat/completions", json=chat)
+    stream = call(app, "POST", "/v1/chat/completions", json=chat | {"stream": True})
+
+    assert is_error(ours, 503, "unavailable")
+    assert openai.status_code == 503
+    assert openai.json()["error"]["type"] == "overloaded_error"
+    assert ours.headers["retry-after"] == openai.headers["retry-after"] == "7"
+    *_, piece, last = [line for line in stream.text.split("\n") if line]
+    assert "a piece" in piece
+    assert '"type":"overloaded_error"' in last
 
 
 def test_caller_that_disconnects_takes_its_request_along(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
 from neuroweaver import base_model
 from neuroweaver.errors import IntegrityError
@@ -87,13 +88,19 @@ def test_an_adapter_that_is_damaged_while_it_was_away_fails_its_requests_alone(
     assert engine.stats().failed == 1
 
 
+class Bytes:
+    """A tokenizer with a token per byte."""
+
+    def decode(self, tokens: list[int], **_: Any) -> str:
+        return bytes(tokens).decode(errors="replace")
+
+
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_text_is_shown_in_whole_characters_and_never_past_a_stop_string(size: int) -> None:
-    whole = "prices from $9 – «fair» END and more"
-    raw = whole.encode()
-    text = AnswerText(["END", "§"])
-    shown = [text.grow(raw[:n].decode(errors="replace"), done=False) for n in range(size, len(raw), size)]
-    shown.append(text.grow(whole, done=True))
+    raw = "prices from $9 – «fair» END and more".encode()
+    text = AnswerText(Bytes(), ["END", "§"])
+    starts = range(0, len(raw), size)
+    shown = [text.grow(raw[n : n + size], done=n + size >= len(raw)) for n in starts]
 
     assert "".join(shown) == text.text == "prices from $9 – «fair» "
     assert text.stopped
@@ -101,9 +108,26 @@ def test_text_is_shown_in_whole_characters_and_never_past_a_stop_string(size: in
 
 
 def test_what_only_looked_like_a_stop_string_is_shown_in_the_end() -> None:
-    text = AnswerText(["END"])
+    text = AnswerText(Bytes(), ["END"])
 
-    assert text.grow("the EN", done=False) == "the "
-    assert text.grow("the ENvelope", done=False) == "ENvelope"
-    assert text.grow("the ENvelope E", done=True) == " E"
+    assert text.grow(b"the EN", done=False) == "the "
+    assert text.grow(b"velope", done=False) == "ENvelope"
+    assert text.grow(b" E", done=True) == " E"
     assert not text.stopped
+
+
+def test_an_answer_that_ends_within_a_character_shows_that_it_does() -> None:
+    text = AnswerText(Bytes())
+
+    assert text.grow("5 €".encode()[:-1], done=False) == ""
+    assert text.grow(b"", done=True) == "5 \ufffd"
+
+
+def test_pieces_join_as_the_tokenizer_joins_all_tokens(tiny_base: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base)
+    tokens = tokenizer("Crème brûlée, 3 € 😀 , don't .").input_ids
+    text = AnswerText(tokenizer)
+    shown = [text.grow([token], done=n == len(tokens) - 1) for n, token in enumerate(tokens)]
+
+    assert "".join(shown) == tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert shown[0] == "C"

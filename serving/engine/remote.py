@@ -1,0 +1,197 @@
+"""An engine in another process, as the API sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import math
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from neuroweaver.errors import NeuroWeaverError, UsageError
+from serving.engine.connection import Asked, Connection
+from serving.engine.messages import AskStats, Load, Stats, Unload
+from serving.engine.protocol import (
+    DeadlineError,
+    EngineAnswer,
+    EngineClosedError,
+    EngineCrashedError,
+    EngineError,
+    EngineRequest,
+    EngineStats,
+)
+
+STATS_SECONDS = 5.0  # after which an engine that does not tell how it is counts as not alive
+
+_log = logging.getLogger(__name__)
+
+
+class Host(Protocol):
+    """Where the engine runs, and is started again; see `serving.engine.supervisor.Supervisor`."""
+
+    start_seconds: float
+
+    def start(self, ready: Callable[[Path, Callable[[], None]], None], gave_up: Callable[[str], None]) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class RemoteEngine:
+    """Implements `serving.engine.protocol.Engine` by the engine of another process.
+
+    When that crashes, what runs and what comes fails with EngineCrashedError until it is back with its adapters.
+    `gave_up` is called with the reason where it was ready once, and will not be again.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        observe: Callable[[EngineAnswer], None] = lambda _: None,
+        gave_up: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._host = host
+        self._observe = observe
+        self._tell_gave_up = gave_up
+        self._known: dict[str, Path] = {}  # adapters, to be loaded again after a crash
+        self._opened: Connection | None = None  # the newest
+        self._connection: Connection | None = None  # the same, while the engine is ready
+        self._starts = 0
+        self._reason: str | None = None  # why there will be no engine any more
+        self._closed = False
+        self._decided = threading.Event()  # whether it could be started
+        self._last = _no_stats()
+        self._loop = asyncio.new_event_loop()
+        self._reader = threading.Thread(target=self._loop.run_forever, name="engine-replies", daemon=True)
+        self._reader.start()
+        host.start(self._attach, self._give_up)
+
+    def wait_until_ready(self) -> None:
+        """Blocks until the engine takes requests. Raises EngineError with the reason where it never will."""
+        self._decided.wait()
+        if self._connection is None:
+            raise self._unavailable()
+
+    async def submit(self, request: EngineRequest) -> EngineAnswer:
+        async with contextlib.aclosing(self._pieces(request, streamed=False)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, EngineAnswer):
+                    return piece
+        raise EngineError("the engine has ended its answer too early")
+
+    def stream(self, request: EngineRequest) -> AsyncIterator[str | EngineAnswer]:
+        return self._pieces(request, streamed=True)
+
+    def load(self, name: str, folder: Path) -> None:
+        self._connected().reply_to(lambda request_id: Load(request_id, name, str(folder)))
+        self._known[name] = folder
+
+    def unload(self, name: str) -> None:
+        self._connected().reply_to(lambda request_id: Unload(request_id, name))
+        self._known.pop(name, None)
+
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self._known)
+
+    def stats(self) -> EngineStats:
+        try:
+            reply = self._connected().reply_to(AskStats, STATS_SECONDS)
+        except (NeuroWeaverError, TimeoutError):
+            return dataclasses.replace(self._last, alive=False, queued=0, running=0)
+        if isinstance(reply, Stats):
+            self._last = dataclasses.replace(reply.stats, restarts=max(self._starts - 1, 0))
+        return self._last
+
+    def close(self) -> None:
+        self._closed = True
+        self._host.stop()
+        self._decided.set()
+        if self._reader.is_alive():
+            if self._opened is not None:
+                self._opened.ended.wait(STATS_SECONDS)
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._reader.join()
+            self._loop.close()
+
+    async def _pieces(self, request: EngineRequest, *, streamed: bool) -> AsyncGenerator[str | EngineAnswer]:
+        deadline = asyncio.get_running_loop().time() + request.timeout_seconds
+        asked = Asked(self._connected(), request, streamed=streamed)
+        try:
+            while True:
+                # Around each piece, and not around all: the next one may be asked for by another task.
+                async with asyncio.timeout_at(deadline):
+                    piece = await asked.next()
+                if isinstance(piece, EngineAnswer):
+                    self._observe(piece)
+                yield piece
+                if isinstance(piece, EngineAnswer):
+                    return
+        except TimeoutError:
+            raise DeadlineError(f"no answer within {request.timeout_seconds:g} seconds") from None
+        finally:
+            asked.drop()
+
+    def _connected(self) -> Connection:
+        if self._connection is None or self._closed:
+            raise self._unavailable()
+        return self._connection
+
+    def _unavailable(self) -> EngineError:
+        if self._closed:
+            return EngineClosedError("the engine is shutting down")
+        if self._reason is not None:
+            return EngineClosedError(self._reason)
+        seconds = max(1, math.ceil(self._host.start_seconds))
+        return EngineCrashedError("the engine has ended unexpectedly, and is started again", seconds)
+
+    def _attach(self, path: Path, kill: Callable[[], None]) -> None:
+        """Connect to an engine that has been started, and bring its adapters back."""
+        connection = Connection(self._loop, lambda: self._detach(connection, kill), self._unavailable)
+        try:
+            asyncio.run_coroutine_threadsafe(connection.open(path), self._loop).result()
+            self._opened = connection
+            for name, folder in list(self._known.items()):
+                self._bring_back(connection, name, folder)
+        except (OSError, EngineCrashedError, EngineClosedError) as error:
+            _log.error("the engine was started, and could not be reached: %s", error)
+            kill()
+            return
+        self._connection = connection
+        if connection.is_lost:  # `_detach` may have come before
+            self._connection = None
+            return
+        self._starts += 1
+        if self._starts > 1:
+            _log.info("the engine is back, with %s", ", ".join(self._known) or "no adapters")
+        self._decided.set()
+
+    def _bring_back(self, connection: Connection, name: str, folder: Path) -> None:
+        try:
+            connection.reply_to(lambda request_id: Load(request_id, name, str(folder)))
+        except UsageError:
+            pass  # somebody else has
+        except (EngineCrashedError, EngineClosedError):
+            raise
+        except NeuroWeaverError as error:
+            _log.error("%s is left out: %s: %s", name, type(error).__name__, error)
+
+    def _detach(self, connection: Connection, kill: Callable[[], None]) -> None:
+        if self._connection is connection:
+            self._connection = None
+        if not self._closed:
+            kill()
+
+    def _give_up(self, reason: str) -> None:
+        self._reason = reason
+        self._decided.set()
+        if self._starts:
+            self._tell_gave_up(reason)
+
+
+def _no_stats() -> EngineStats:
+    counts: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(EngineStats)}
+    return EngineStats(**counts | {"alive": False})
