@@ -15,13 +15,21 @@ import httpx
 
 from neuroweaver.errors import ConfigError
 from neuroweaver.upstreams import UpstreamSettings
+from serving.engine.checked_transport import AddressRefusedError, CheckedTransport, Resolve, resolve
 from serving.engine.completion_events import Completion, events
 from serving.engine.conformity import Conformity
-from serving.engine.connections import AddressRefusedError, CheckedTransport, Resolve, resolve
-from serving.engine.protocol import DeadlineError, EngineAnswer, EngineError, EngineRequest, QueueFullError
+from serving.engine.protocol import (
+    DeadlineError,
+    EngineAnswer,
+    EngineError,
+    EngineRequest,
+    QueueFullError,
+    TryAgainError,
+)
 from serving.engine.refusals import raise_for_status
 
 BUSY_SECONDS = 1  # to come back after, where as many requests are under way as may
+AWAY_SECONDS = 5  # and where the server can't be reached
 
 _log = logging.getLogger(__name__)
 
@@ -94,19 +102,22 @@ class Upstream:
         except ConfigError as error:
             raise self._failed(EngineError("there is no API key to ask with"), error) from None
         except httpx.ConnectError as error:
-            untrusted = "CERTIFICATE_VERIFY_FAILED" in str(error)
-            reason = "its certificate is not to be trusted" if untrusted else "can't be reached"
-            raise self._failed(EngineError(reason), error) from None
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                raise self._failed(EngineError("its certificate is not to be trusted"), error) from None
+            raise self._failed(TryAgainError("can't be reached", AWAY_SECONDS), error) from None
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             raise self._failed(EngineError("the answer broke off"), type(error).__name__) from None
-        except QueueFullError as error:
-            raise QueueFullError(f"upstream {self.name!r}: {error}", error.retry_after_seconds) from None
         except EngineError as error:
             raise self._failed(error, type(error).__name__) from None
 
     def _failed(self, error: EngineError, detail: object) -> EngineError:
         _log.warning("upstream %s: %s (%s)", self.name, error, " ".join(str(detail).split()))
-        return type(error)(f"upstream {self.name!r}: {error}")
+        message = f"upstream {self.name!r}: {error}"
+        return (
+            type(error)(message, error.retry_after_seconds)
+            if isinstance(error, TryAgainError)
+            else type(error)(message)
+        )
 
     async def _ask(self, request: EngineRequest) -> AsyncGenerator[str | EngineAnswer, None]:
         conformity = None if request.schema is None else await asyncio.to_thread(Conformity, request.schema)

@@ -32,6 +32,7 @@ from serving.engine.protocol import (
     Message,
     PromptTooLongError,
     QueueFullError,
+    TryAgainError,
 )
 from serving.engine.several import open_upstreams
 from serving.engine.upstream import Upstream
@@ -643,8 +644,9 @@ def test_a_server_that_is_not_there_is_said_so() -> None:
     with serving(answering()) as server:
         settings = server.settings()
 
-    with pytest.raises(EngineError, match="'sales-vllm': can't be reached$"):
+    with pytest.raises(TryAgainError, match="'sales-vllm': can't be reached$") as caught:
         submit(settings)
+    assert caught.value.retry_after_seconds == 5
     with pytest.raises(EngineError, match="'sales-vllm': can't be reached$"):
         submit(UpstreamSettings(url="https://nowhere.invalid/v1", model="m"))
 
