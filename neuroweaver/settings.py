@@ -18,6 +18,7 @@ from pydantic_settings import (
 
 from neuroweaver import base_model
 from neuroweaver.errors import ConfigError
+from neuroweaver.upstreams import UpstreamName, UpstreamSettings
 
 FILE = "neuroweaver.yaml"
 
@@ -62,6 +63,9 @@ class Settings(BaseSettings):
         default_factory=dict, description="per model type, or `default`: what a million tokens cost"
     )
     request_timeout_seconds: float = Field(60, gt=0, description="deadline of one request")
+    upstreams: dict[UpstreamName, UpstreamSettings] = Field(
+        default_factory=dict, description="OpenAI-compatible servers that answer under a name of ours"
+    )
 
     @field_validator("home")
     @classmethod
@@ -120,7 +124,7 @@ def load() -> Settings:
 
 
 def describe(error: ValidationError) -> list[str]:
-    """One line per problem of a pydantic model: where, what, and the value."""
+    """One line per problem of a pydantic model: where, what, and the value, unless that may be a secret."""
     lines = []
     for problem in error.errors():
         where = ".".join(map(str, problem["loc"])) or "(file)"
@@ -128,6 +132,8 @@ def describe(error: ValidationError) -> list[str]:
             lines.append(f"{where}: unknown key")
         elif problem["type"] == "missing":
             lines.append(f"{where}: missing")
+        elif problem["loc"][:1] == ("upstreams",):  # what stands there by mistake may be a key
+            lines.append(f"{where}: {problem['msg']}")
         else:
             lines.append(f"{where}: {problem['msg']}, got {problem['input']!r}")
     return lines

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from neuroweaver import adapter
 from neuroweaver.adapter import ModelRef
 from neuroweaver.errors import NotFoundError
+from neuroweaver.tasks import tasks_of
+from neuroweaver.upstreams import UpstreamSettings
 from serving.engine.protocol import Engine
 from serving.registry import Champion
 
@@ -18,19 +20,28 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A champion that is loaded. `id` is also the name of its adapter in the engine, `type@version`.
+    """A champion that is loaded, or a model on an upstream, which has no version and may have no model type.
+
+    `id` is also the name of its adapter in the engine: `type@version`, or the upstream's.
 
     What the registry does not say reads as nothing: accuracy 0, no date. An unmeasured model is not a good one.
     """
 
     id: str
-    model_type: str
-    version: int
+    model_type: str | None
+    version: int | None
     tasks: tuple[str, ...]
     accuracy: float = 0.0
     dataset_rows: int = 0
     trained_at: str | None = None
     training_seconds: float = 0.0
+    max_requests: int | None = None  # at once, where that is not the engine's to say
+
+    @property
+    def title(self) -> str:
+        if self.model_type is None or self.version is None:
+            return self.id
+        return f"{self.model_type.replace('-', ' ').title()} v{self.version}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ class Record:
 
 
 class Catalog:
-    """The served models, at most one per model type."""
+    """The served models. The first of a model type answers for the type: its champion, or else an upstream."""
 
     def __init__(self, models: Iterable[ServedModel] = ()) -> None:
         self._models = {model.id: model for model in models}
@@ -72,7 +83,7 @@ class Catalog:
         return list(self._models.values())
 
     def find(self, name: str) -> ServedModel:
-        """The model with the id `name`, or the champion of the model type `name`. Raises NotFoundError."""
+        """The model with the id `name`, or the one that answers for the model type `name`. Raises NotFoundError."""
         for model in self._models.values():
             if name in (model.id, model.model_type):
                 return model
@@ -111,6 +122,20 @@ def load_champions(engine: Engine, champions: Iterable[Champion]) -> list[Served
         except Exception as error:  # a foreign file can be wrong in any way, and must not stop the service
             _log.error("%s is left out: %s: %s", name, type(error).__name__, str(error).split("\n")[0])
     return served
+
+
+def describe_upstreams(upstreams: Mapping[str, UpstreamSettings]) -> list[ServedModel]:
+    """Upstreams as models that are served, without measurements: nobody has judged them here."""
+    return [
+        ServedModel(
+            id=name,
+            model_type=settings.model_type,
+            version=None,
+            tasks=tuple(task.name for task in tasks_of(settings.model_type)) if settings.model_type else (),
+            max_requests=settings.max_requests,
+        )
+        for name, settings in upstreams.items()
+    ]
 
 
 def _describe(champion: Champion, name: str) -> ServedModel:

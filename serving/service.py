@@ -20,9 +20,10 @@ from neuroweaver.settings import Settings
 from serving import registry
 from serving.api.errors import error_response
 from serving.app import create_app
-from serving.catalog import Catalog, load_champions
+from serving.catalog import Catalog, describe_upstreams, load_champions
 from serving.engine.messages import EngineSetup
 from serving.engine.remote import RemoteEngine
+from serving.engine.several import Engines, open_upstreams
 from serving.engine.supervisor import Supervisor
 from serving.metrics import Timings, render
 
@@ -75,8 +76,10 @@ class NeuroWeaver:
             if not self._stopping:
                 self._fail(f"the models can't be loaded: {error}")
             return
-        front.app = create_app(engine, Catalog(served), chosen, base.title)
-        _log.info("serving %s on %s", ", ".join(engine.adapters()) or "no models yet", base.title)
+        upstreams = open_upstreams(chosen.upstreams, taken={base.title})
+        served += describe_upstreams({name: chosen.upstreams[name] for name in upstreams})
+        front.app = create_app(Engines(engine, upstreams), Catalog(served), chosen, base.title)
+        _log.info("serving %s on %s", ", ".join(model.id for model in served) or "no models yet", base.title)
 
     def _start(self, chosen: Settings) -> RemoteEngine | None:
         with self._lock:

@@ -15,6 +15,7 @@ from neuroweaver.contracts import (
     PaginationMeta,
     TrainingData,
 )
+from neuroweaver.errors import NotFoundError
 from neuroweaver.settings import Settings
 from serving.catalog import Catalog, ServedModel
 
@@ -26,8 +27,8 @@ def router(catalog: Catalog, settings: Settings) -> APIRouter:
     async def list_models(
         page: Annotated[int, Query(ge=1)] = 1, limit: Annotated[int, Query(ge=1, le=100)] = 20
     ) -> APIResponse[ModelList]:
-        """The models that can be asked now."""
-        models = catalog.all()
+        """The models that can be asked now; those without a model type are listed under `/v1/models` alone."""
+        models = [model for model in catalog.all() if model.model_type is not None]
         shown = models[(page - 1) * limit : page * limit]
         pages = -(-len(models) // limit)
         return APIResponse(
@@ -38,7 +39,10 @@ def router(catalog: Catalog, settings: Settings) -> APIRouter:
     @routes.get("/models/{model_id}", response_model_exclude_none=True)
     async def get_model(model_id: str) -> APIResponse[AIModel]:
         """One model, by its id or by its type."""
-        return APIResponse(data=_model(catalog.find(model_id), catalog, settings))
+        model = catalog.find(model_id)
+        if model.model_type is None:
+            raise NotFoundError(f"{model.id} has no model type: ask for it under /v1")
+        return APIResponse(data=_model(model, catalog, settings))
 
     return routes
 
@@ -46,7 +50,7 @@ def router(catalog: Catalog, settings: Settings) -> APIRouter:
 def _item(model: ServedModel, catalog: Catalog) -> dict[str, Any]:
     return {
         "id": model.id,
-        "name": f"{model.model_type.replace('-', ' ').title()} v{model.version}",
+        "name": model.title,
         "type": model.model_type,
         "status": "deployed",
         "accuracy": model.accuracy,
@@ -58,8 +62,8 @@ def _model(model: ServedModel, catalog: Catalog, settings: Settings) -> AIModel:
     record = catalog.record(model.id)
     return AIModel(
         **_item(model, catalog),
-        version=str(model.version),
-        max_concurrency=settings.max_batch,
+        version="upstream" if model.version is None else str(model.version),
+        max_concurrency=model.max_requests or settings.max_batch,
         training_data=TrainingData(
             dataset_size=model.dataset_rows,
             last_training_date=model.trained_at,

@@ -96,7 +96,7 @@ def router(engine: Engine, catalog: Catalog, settings: Settings, base_name: str)
 
     @routes.get("/models")
     async def list_models() -> ModelCards:
-        """The base model and the adapters beside it."""
+        """The base model, the adapters beside it, and the upstreams."""
         return ModelCards(data=[_base_card(base_name), *(_card(name) for name in _names())])
 
     @routes.get("/models/{model_id}")
@@ -107,9 +107,9 @@ def router(engine: Engine, catalog: Catalog, settings: Settings, base_name: str)
         return [model.id for model in catalog.all()]
 
     def _card(name: str) -> ModelCard:
-        trained = catalog.find(name).trained_at
-        created = int(datetime.fromisoformat(trained).timestamp()) if trained else 0
-        return ModelCard(id=name, created=created, parent=base_name)
+        model = catalog.find(name)
+        created = int(datetime.fromisoformat(model.trained_at).timestamp()) if model.trained_at else 0
+        return ModelCard(id=name, created=created, parent=None if model.version is None else base_name)
 
     return routes
 

@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+import yaml
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SQLAlchemy's, about MLflow
 
@@ -106,7 +107,7 @@ def run_service(tmp_path: Path) -> Iterator[Callable[[Path, str], Service]]:
     started: list[Service] = []
 
     def run(home: Path, base: str) -> Service:
-        started.append(start(home, base, tmp_path / "service.log"))
+        started.append(start(home, base, tmp_path / f"service-{len(started)}.log"))
         return started[-1]
 
     yield run
@@ -286,3 +287,44 @@ def test_service_can_be_ended_while_it_loads(
     service.wait_until("/livez", 200)
     assert service.stop() == 0, service.log.read_text()
     assert not service.leftovers()
+
+
+def test_service_answers_with_models_of_another_service_as_upstreams(
+    tiny_base: Path, run_service: Callable[[Path, str], Service], tmp_path: Path
+) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for home in (there, here):
+        home.mkdir()
+    other = run_service(there, str(tiny_base))
+    other.wait_until("/readyz", 200)
+    (here / "key").write_text("sk-canary-e2e")
+    upstream = {"url": f"{other.client.base_url}/v1", "model": tiny_base.name, "allow_private": True}
+    upstreams = {
+        "elsewhere": upstream | {"model_type": "automotive-sales", "api_key_file": str(here / "key")},
+        "keyless": upstream | {"api_key_file": str(here / "none")},
+    }
+    (here / "neuroweaver.yaml").write_text(yaml.safe_dump({"upstreams": upstreams}))
+    service = run_service(here, str(tiny_base))
+    service.wait_until("/readyz", 200)
+
+    listed = [model["id"] for model in service.client.get("/v1/models").json()["data"]]
+    lead = service.client.post("/api/v1/prompts", json=LEAD)
+    body = {"model": "elsewhere", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 5, "temperature": 0}
+    near = service.client.post("/v1/chat/completions", json=body | {"model": tiny_base.name}).json()
+    far = service.client.post("/v1/chat/completions", json=body).json()
+    counted = other.client.get("/metrics").text
+    assert (other.stop(), service.client.get("/readyz").status_code) == (0, 200)
+    gone = service.client.post("/v1/chat/completions", json=body)
+
+    assert listed == [tiny_base.name, "elsewhere"]
+    assert lead.json()["data"]["modelUsed"] == "elsewhere", lead.text
+    assert far["choices"] == near["choices"]
+    assert (far["model"], far["usage"]["completion_tokens"]) == ("elsewhere", 5)
+    assert 'neuroweaver_engine_requests_total{outcome="answered"} 2' in counted
+    assert (gone.status_code, gone.headers["retry-after"]) == (503, "5")
+    assert "upstream 'elsewhere': can't be reached" in gone.json()["error"]["message"]
+    assert service.stop() == 0
+    said = service.log.read_text()
+    assert "upstream keyless is left out: api_key_file" in said
+    assert "sk-canary" not in said
+    assert "Tacoma" not in said
