@@ -112,7 +112,7 @@ def llamacpp(port: int, folder: Path, adapters: dict[str, Path]) -> None:
         del model
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(path)
-        parameters.hostname, parameters.port = "127.0.0.1", port
+        parameters.hostnames, parameters.port = ["127.0.0.1"], port
         parameters.n_parallel, parameters.n_ctx = SLOTS, SLOTS * CONTEXT
         parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = len(os.sched_getaffinity(0))
         parameters.verbosity = 0

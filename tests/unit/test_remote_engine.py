@@ -338,6 +338,7 @@ def test_an_engine_that_is_lost_is_on_its_way_back_until_it_is_given_up(tmp_path
     host = Here(Scripted(EngineError("asked")), tmp_path)
     engine = RemoteEngine(host, gave_up=reasons.append)
     engine.wait_until_ready()
+    assert engine.stats().alive, "the other side has taken the connection, and will close it"
     host.stop()
     while engine.stats().alive:
         pass
