@@ -260,6 +260,40 @@ void nw_silu_times(const float* x_T2O, int64_t tokens, int64_t outputs, float* y
 
 namespace {
 
+constexpr int TOGETHER = 4;  // rows that an adapter's weights are read for at once
+
+// h = x A for N rows, TILE ranks from `r` on.
+template <int N, typename Number>
+inline void into_rank(const LoraPiece& piece, const float* x, int r, float* h) {
+    const Number* a = (const Number*)piece.a_IR + r;
+    Floats sums[N][2] = {};
+    for (int i = 0; i < piece.inputs; i++) {
+        const Floats column = widen(a + (int64_t)i * piece.rank);
+        for (int n = 0; n < N; n++) sums[n][i % 2] += column * x[(int64_t)n * piece.inputs + i];
+    }
+    for (int n = 0; n < N; n++) {
+        const Floats found = sums[n][0] + sums[n][1];
+        std::memcpy(h + (int64_t)n * piece.rank + r, &found, sizeof found);
+    }
+}
+
+// y = (y + h B) gain for N rows, TILE outputs from `o` on.
+template <int N, typename Number>
+inline void out_of_rank(const LoraPiece& piece, const float* h, int o, float* y, int64_t outputs) {
+    const Number* b = (const Number*)piece.b_RO + o;
+    const size_t bytes = sizeof(float) * std::max(0, std::min(TILE, piece.width - o));
+    Floats found[N] = {};
+    for (int n = 0; n < N; n++) std::memcpy(&found[n], y + n * outputs, bytes);
+    for (int r = 0; r < piece.rank; r++) {
+        const Floats row = widen(b + (int64_t)r * piece.padded);
+        for (int n = 0; n < N; n++) found[n] += row * h[(int64_t)n * piece.rank + r];
+    }
+    for (int n = 0; n < N; n++) {
+        if (piece.gain_O) found[n] *= load(piece.gain_O + o);
+        std::memcpy(y + n * outputs, &found[n], bytes);
+    }
+}
+
 template <typename Number>
 void lora(const LoraPiece* const* pieces, const int32_t* counts, const int32_t* starts, const int32_t* sizes,
           int64_t adapters, const float* x_TI, float* y_TO, int64_t outputs) {
@@ -274,20 +308,17 @@ void lora(const LoraPiece* const* pieces, const int32_t* counts, const int32_t* 
         float* h_TR = all;
         for (int64_t n = 0; n < adapters; n++)
             for (int p = 0; p < counts[n]; p++) {
-                const LoraPiece piece = pieces[n][p];
-                const Number* a = (const Number*)piece.a_IR;
-                const int blocks = piece.rank / TILE;
+                const LoraPiece& piece = pieces[n][p];
+                const int blocks = piece.rank / TILE, whole = sizes[n] / TOGETHER, parts = whole + sizes[n] % TOGETHER;
 #pragma omp for schedule(static) nowait
-                for (int64_t task = 0; task < (int64_t)sizes[n] * blocks; task++) {
-                    const int64_t t = task / blocks, r = task % blocks * TILE;
+                for (int64_t task = 0; task < (int64_t)parts * blocks; task++) {
+                    const int part = task / blocks, r = task % blocks * TILE;
+                    const int64_t t = part < whole ? part * TOGETHER : whole * TOGETHER + part - whole;
                     const float* x = x_TI + (starts[n] + t) * piece.inputs;
-                    Floats sums[4] = {};
-                    int i = 0;
-                    for (; i + 4 <= piece.inputs; i += 4)
-                        for (int j = 0; j < 4; j++) sums[j] += widen(a + (int64_t)(i + j) * piece.rank + r) * x[i + j];
-                    for (; i < piece.inputs; i++) sums[0] += widen(a + (int64_t)i * piece.rank + r) * x[i];
-                    const Floats found = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-                    std::memcpy(h_TR + t * piece.rank + r, &found, sizeof found);
+                    if (part < whole)
+                        into_rank<TOGETHER, Number>(piece, x, r, h_TR + t * piece.rank);
+                    else
+                        into_rank<1, Number>(piece, x, r, h_TR + t * piece.rank);
                 }
                 h_TR += (int64_t)sizes[n] * piece.rank;
             }
@@ -295,20 +326,15 @@ void lora(const LoraPiece* const* pieces, const int32_t* counts, const int32_t* 
         h_TR = all;
         for (int64_t n = 0; n < adapters; n++)
             for (int p = 0; p < counts[n]; p++) {
-                const LoraPiece piece = pieces[n][p];
-                const Number* b = (const Number*)piece.b_RO;
+                const LoraPiece& piece = pieces[n][p];
 #pragma omp for schedule(static) nowait
                 for (int o = 0; o < piece.padded; o += TILE) {
-                    const size_t bytes = sizeof(float) * std::max(0, std::min(TILE, piece.width - o));
-                    for (int64_t t = 0; t < sizes[n]; t++) {
-                        float* y = y_TO + (starts[n] + t) * outputs + piece.column + o;
-                        Floats found = {};
-                        std::memcpy(&found, y, bytes);
-                        for (int r = 0; r < piece.rank; r++)
-                            found += widen(b + (int64_t)r * piece.padded + o) * h_TR[t * piece.rank + r];
-                        if (piece.gain_O) found *= load(piece.gain_O + o);
-                        std::memcpy(y, &found, bytes);
-                    }
+                    float* y = y_TO + starts[n] * outputs + piece.column + o;
+                    int64_t t = 0;
+                    for (; t + TOGETHER <= sizes[n]; t += TOGETHER)
+                        out_of_rank<TOGETHER, Number>(piece, h_TR + t * piece.rank, o, y + t * outputs, outputs);
+                    for (; t < sizes[n]; t++)
+                        out_of_rank<1, Number>(piece, h_TR + t * piece.rank, o, y + t * outputs, outputs);
                 }
                 h_TR += (int64_t)sizes[n] * piece.rank;
             }
