@@ -1,6 +1,6 @@
 """The servers that `serving.py` measures, each a process of its own that answers OpenAI's chat completions.
 
-python -m benchmarks.servers ours|transformers|llamacpp PORT BASE_FOLDER [NAME=ADAPTER_FOLDER ...]
+python -m benchmarks.servers ours|ours-fp32|transformers|llamacpp PORT BASE_FOLDER [NAME=ADAPTER_FOLDER ...]
 """
 
 from __future__ import annotations
@@ -12,33 +12,37 @@ import signal
 import sys
 import threading
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 SLOTS = 32
 CONTEXT = 1024
 
 
-def ours(port: int, folder: Path, adapters: dict[str, Path]) -> None:
-    """The engine as `neuroweaver serve` runs it, behind the same app, without BentoML's front."""
+def ours(port: int, folder: Path, adapters: dict[str, Path], precision: Literal["auto", "fp32"] = "auto") -> None:
+    """The engine in its process and the app before it, as `neuroweaver serve` runs them, without BentoML's front."""
     import uvicorn
 
-    from neuroweaver import base_model
-    from neuroweaver.inference import loading
-    from neuroweaver.inference.kernels import best_precision
     from neuroweaver.settings import Settings
     from serving.app import create_app
     from serving.catalog import Catalog, ServedModel
-    from serving.engine.local import LocalEngine
+    from serving.engine.messages import EngineSetup
+    from serving.engine.remote import RemoteEngine
+    from serving.engine.supervisor import Supervisor
 
-    base = base_model.locate(str(folder), folder)
-    precision: Any = os.environ.get("BENCH_PRECISION") or best_precision()
-    engine = LocalEngine(*loading.load(base, precision=precision, slots=SLOTS, context=CONTEXT), max_queue=1000)
+    engine = RemoteEngine(
+        Supervisor(EngineSetup(str(folder), str(folder), precision, SLOTS, 1000, max(len(adapters), 1)))
+    )
+    engine.wait_until_ready()
     for name, path in adapters.items():
         engine.load(name, path)
     served = [ServedModel(name, "automotive-sales", 1, ()) for name in adapters]
     settings = Settings(request_timeout_seconds=600)
-    uvicorn.run(create_app(engine, Catalog(served), settings, "base"), port=port, log_level="error")
+    try:
+        uvicorn.run(create_app(engine, Catalog(served), settings, "base"), port=port, log_level="error")
+    finally:
+        engine.close()
 
 
 def transformers(port: int, folder: Path, adapters: dict[str, Path]) -> None:
@@ -128,4 +132,10 @@ if __name__ == "__main__":
     memory.keep_freed()
     kind, port, folder, *named = sys.argv[1:]
     parsed = {name: Path(path) for name, _, path in (each.partition("=") for each in named)}
-    {"ours": ours, "transformers": transformers, "llamacpp": llamacpp}[kind](int(port), Path(folder), parsed)
+    systems = {
+        "ours": ours,
+        "ours-fp32": partial(ours, precision="fp32"),
+        "transformers": transformers,
+        "llamacpp": llamacpp,
+    }
+    systems[kind](int(port), Path(folder), parsed)

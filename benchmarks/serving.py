@@ -5,8 +5,9 @@
 
 Sample rows of all five tasks, each as its role's prompt with the role's JSON schema, greedy, over HTTP with OpenAI's
 chat completions, streamed. Adapters are of rank 16 on every linear layer, untrained: they cost what trained ones do,
-and answers stay the base model's. Every system runs alone; callers come in closed loops, so many at a time.
-Transformers has no schema (its answers are as long as `max_tokens` lets them be), and llama.cpp one adapter at most.
+and answers stay the base model's. Every system runs alone. Callers come in closed loops, so many at a time; with four
+adapters also as they like (`--rate`: so many a second on average, a Poisson process), whatever is still running.
+Ours is measured without an adapter, too. Transformers has no schema (its answers are as long as `max_tokens` lets them be), and llama.cpp one adapter at most.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ SAMPLES = {
     "parts-lookup": "parts/parts_lookup.csv",
     "finance-answer": "finance/finance_answer.jsonl",
 }
+SYSTEMS = ("ours", "ours-fp32", "transformers", "llamacpp")
 MAX_TOKENS = 256
 _START_SECONDS = 300
 
@@ -77,9 +79,10 @@ class Answered:
 def run(
     home: Path,
     *,
-    systems: Sequence[str] = ("ours", "transformers", "llamacpp"),
-    adapters: Sequence[int] = (1, 4, 16),
+    systems: Sequence[str] = SYSTEMS,
+    adapters: Sequence[int] = (0, 1, 4, 16),
     concurrency: Sequence[int] = (1, 8, 16, 32),
+    rates: Sequence[float] = (0.5, 1.5),
     requests: int = 32,
     seed: int = 7,
     base_name: str = base_model.DEFAULT,
@@ -93,21 +96,32 @@ def run(
         folders = _make_adapters(base, Path(scratch), max(adapters), seed)
         for system in [*systems, *(["vllm"] if vllm else [])]:
             for count in adapters:
-                if system == "llamacpp" and count > 1:
+                if (system == "llamacpp" and count > 1) or (count == 0 and not system.startswith("ours")):
                     continue
                 chosen = dict(list(folders.items())[:count])
                 with _server(system, base, chosen, vllm) as (address, process):
                     work = _workload(
-                        [*chosen] if system != "llamacpp" else ["base"], seed, schema=system != "transformers"
+                        [*chosen] if chosen and system != "llamacpp" else ["base"],
+                        seed,
+                        schema=system != "transformers",
                     )
                     asyncio.run(_drive(address, work[:4], 4))  # warm up
                     for callers in concurrency:
                         found, seconds = asyncio.run(
                             _drive(address, work[: max(requests if callers > 1 else requests // 4, callers)], callers)
                         )
-                        figures.append(_figures(system, count, callers, found, seconds, process))
+                        figures.append(_figures(system, count, callers, None, found, seconds, process))
+                        say(_line(figures[-1]))
+                    for rate in rates if count == _usual(adapters) else ():
+                        found, seconds = asyncio.run(_arrive(address, work[:requests], rate, seed))
+                        figures.append(_figures(system, count, None, rate, found, seconds, process))
                         say(_line(figures[-1]))
     return {"figures": figures, "ratios": _ratios(figures), "setup": _setup(base, requests, seed)}
+
+
+def _usual(adapters: Sequence[int]) -> int:
+    """The number of adapters that arrivals are measured with: four, a dealership's roles, or what is nearest."""
+    return min(adapters, key=lambda count: abs(count - len(MODEL_TYPES)))
 
 
 def _make_adapters(base: BaseModel, folder: Path, count: int, seed: int) -> dict[str, Path]:
@@ -174,6 +188,19 @@ async def _drive(address: str, work: Sequence[Asked], callers: int) -> tuple[lis
         started = time.perf_counter()
         await asyncio.gather(*(call() for _ in range(callers)))
         return found, time.perf_counter() - started
+
+
+async def _arrive(address: str, work: Sequence[Asked], rate: float, seed: int) -> tuple[list[Answered], float]:
+    """All of `work`, `rate` a second on average, and how long it took until the last was answered."""
+    waits = np.random.default_rng(seed).exponential(1 / rate, len(work))
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            tasks = []
+            for asked, wait in zip(work, waits, strict=True):
+                await asyncio.sleep(wait)
+                tasks.append(group.create_task(_ask(client, asked)))
+        return [task.result() for task in tasks], time.perf_counter() - started
 
 
 async def _ask(client: httpx.AsyncClient, asked: Asked) -> Answered:
@@ -249,15 +276,23 @@ def _answers(address: str) -> bool:
 
 
 def _figures(
-    system: str, adapters: int, callers: int, found: Sequence[Answered], seconds: float, process: psutil.Process
+    system: str,
+    adapters: int,
+    callers: int | None,
+    rate: float | None,
+    found: Sequence[Answered],
+    seconds: float,
+    process: psutil.Process,
 ) -> dict[str, Any]:
     first = np.array([answer.first for answer in found]) * 1000
+    last = np.array([answer.last for answer in found]) * 1000
     each = np.array([(a.last - a.first) / max(a.tokens - 1, 1) for a in found]) * 1000
     memory = sum(one.memory_info().rss for one in [process, *process.children(recursive=True)])
     return {
         "system": system,
         "adapters": adapters,
         "concurrency": callers,
+        "arrivals_per_second": rate,
         "requests": len(found),
         "requests_per_second": round(len(found) / seconds, 3),
         "tokens_per_second": round(sum(answer.tokens for answer in found) / seconds, 1),
@@ -265,24 +300,36 @@ def _figures(
         "ttft_p99_ms": round(float(np.percentile(first, 99)), 1),
         "per_token_p50_ms": round(float(np.percentile(each, 50)), 2),
         "per_token_p99_ms": round(float(np.percentile(each, 99)), 2),
+        "answer_p50_ms": round(float(np.percentile(last, 50)), 1),
+        "answer_p99_ms": round(float(np.percentile(last, 99)), 1),
         "valid": round(sum(answer.valid for answer in found) / len(found), 3),
         "memory_mib": round(memory / 2**20),
     }
 
 
+def _case(figure: dict[str, Any]) -> tuple[int, int | None, float | None]:
+    return figure["adapters"], figure["concurrency"], figure["arrivals_per_second"]
+
+
 def _ratios(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Our requests per second over each peer's, with as many callers and, where it has them, adapters."""
-    own = {(f["adapters"], f["concurrency"]): f for f in figures if f["system"] == "ours"}
-    return [
-        {
-            "system": f["system"],
-            "adapters": f["adapters"],
-            "concurrency": f["concurrency"],
-            "ours_is_faster_by": round(mine["requests_per_second"] / f["requests_per_second"], 2),
-        }
-        for f in figures
-        if f["system"] != "ours" and (mine := own.get((f["adapters"], f["concurrency"]))) is not None
-    ]
+    """Our requests per second over each peer's, with as many callers and, where it has them, adapters.
+
+    Where callers arrive as they like, everybody answers as many, and it is the other's time for an answer over ours.
+    """
+    own = {_case(figure): figure for figure in figures if figure["system"] == "ours"}
+    ratios = []
+    for f in figures:
+        mine = own.get(_case(f))
+        if f["system"] == "ours" or mine is None:
+            continue
+        faster = mine["requests_per_second"] / f["requests_per_second"]
+        if f["concurrency"] is None:
+            faster = f["answer_p50_ms"] / mine["answer_p50_ms"]
+        ratios.append({
+            **{key: f[key] for key in ("system", "adapters", "concurrency", "arrivals_per_second")},
+            "ours_is_faster_by": round(faster, 2),
+        })  # fmt: skip
+    return ratios
 
 
 def _setup(base: BaseModel, requests: int, seed: int) -> dict[str, Any]:
@@ -298,27 +345,33 @@ def _setup(base: BaseModel, requests: int, seed: int) -> dict[str, Any]:
     }
 
 
+def _callers(f: dict[str, Any]) -> str:
+    return f"{f['concurrency']} callers" if f["concurrency"] else f"{f['arrivals_per_second']:g} a second"
+
+
 def _line(f: dict[str, Any]) -> str:
     return (
-        f"{f['system']:<13} {f['adapters']:>2} adapters {f['concurrency']:>2} callers: {f['requests_per_second']:.2f} "
-        f"requests/s, {f['tokens_per_second']:.0f} tokens/s, first token {f['ttft_p50_ms']:.0f} ms"
+        f"{f['system']:<13} {f['adapters']:>2} adapters, {_callers(f):>12}: {f['requests_per_second']:.2f} "
+        f"requests/s, {f['tokens_per_second']:.0f} tokens/s, first token {f['ttft_p50_ms']:.0f} ms, "
+        f"answer {f['answer_p50_ms']:.0f} ms"
     )
 
 
 def table(result: dict[str, Any]) -> list[str]:
     """Lines of Markdown."""
-    faster = {(r["system"], r["adapters"], r["concurrency"]): r["ours_is_faster_by"] for r in result["ratios"]}
+    faster = {(r["system"], *_case(r)): r["ours_is_faster_by"] for r in result["ratios"]}
     lines = [
-        "| system | adapters | callers | requests/s | ours is faster by | tokens/s | first token p50, p99 (ms) "
-        "| per token p50, p99 (ms) | valid | memory (MiB) |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| system | adapters | load | requests/s | ours is faster by | tokens/s | first token p50, p99 (ms) "
+        "| per token p50, p99 (ms) | answer p50, p99 (ms) | valid | memory (MiB) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for f in result["figures"]:
-        ratio = faster.get((f["system"], f["adapters"], f["concurrency"]), "")
+        ratio = faster.get((f["system"], *_case(f)), "")
         lines.append(
-            f"| {f['system']} | {f['adapters']} | {f['concurrency']} | {f['requests_per_second']:.2f} | {ratio} "
+            f"| {f['system']} | {f['adapters']} | {_callers(f)} | {f['requests_per_second']:.2f} | {ratio} "
             f"| {f['tokens_per_second']:.0f} | {f['ttft_p50_ms']:.0f}, {f['ttft_p99_ms']:.0f} "
-            f"| {f['per_token_p50_ms']:.1f}, {f['per_token_p99_ms']:.1f} | {f['valid']:.0%} | {f['memory_mib']} |"
+            f"| {f['per_token_p50_ms']:.1f}, {f['per_token_p99_ms']:.1f} "
+            f"| {f['answer_p50_ms']:.0f}, {f['answer_p99_ms']:.0f} | {f['valid']:.0%} | {f['memory_mib']} |"
         )
     lines += ["", "Setup: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["setup"].items())]
     return lines

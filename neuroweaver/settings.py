@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         0.10, ge=0, le=1, description="share of quarantined rows above which a file is refused"
     )
     engine_precision: Literal["auto", "fp32", "int8", "bf16"] = Field(
-        "fp32", description="of the base model's weights in the engine; auto: the fastest this machine does well"
+        "auto", description="of the base model's weights in the engine; auto: the fastest this machine does well"
     )
     max_batch: int = Field(16, ge=1, le=256, description="requests the engine answers in one batch")
     max_queue: int = Field(64, ge=1, description="requests that may wait; more are answered 503 with Retry-After")

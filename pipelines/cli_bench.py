@@ -86,10 +86,14 @@ def bench_agreement(
 
 @bench_app.command("serving")
 def bench_serving(
-    adapters: Annotated[list[int] | None, typer.Option("--adapters", min=1, help="How many (repeatable).")] = None,
+    adapters: Annotated[list[int] | None, typer.Option("--adapters", min=0, help="How many (repeatable).")] = None,
     concurrency: Annotated[list[int] | None, typer.Option("--concurrency", min=1, help="Callers (repeatable).")] = None,
     system: Annotated[
-        list[str] | None, typer.Option("--system", help="ours, transformers, llamacpp (repeatable); all if left out.")
+        list[str] | None,
+        typer.Option("--system", help="ours, ours-fp32, transformers, llamacpp (repeatable; all)."),
+    ] = None,
+    rate: Annotated[
+        list[float] | None, typer.Option("--rate", min=0.01, help="Arrivals a second, with four adapters (repeatable).")
     ] = None,
     requests: Annotated[int, typer.Option("--requests", min=4, help="Requests of each figure.")] = 32,
     vllm: Annotated[Path | None, typer.Option("--vllm", help="The vllm program of an environment of its own.")] = None,
@@ -102,9 +106,10 @@ def bench_serving(
 
     result = serving.run(
         settings.load().home,
-        systems=system or ("ours", "transformers", "llamacpp"),
-        adapters=adapters or (1, 4, 16),
+        systems=system or serving.SYSTEMS,
+        adapters=adapters or (0, 1, 4, 16),
         concurrency=concurrency or (1, 8, 16, 32),
+        rates=rate or (0.5, 1.5),
         requests=requests,
         seed=seed,
         vllm=vllm,

@@ -16,7 +16,7 @@ from neuroweaver.base_model import BaseModel
 from neuroweaver.calibration import Calibration
 from neuroweaver.inference import loading
 from neuroweaver.inference.decoding import Decoder
-from neuroweaver.inference.kernels import Precision
+from neuroweaver.inference.kernels import Precision, best_precision
 from neuroweaver.tasks import task_named
 from pipelines.evaluate import Question, answer, score
 from pipelines.released import Answer
@@ -33,7 +33,8 @@ Advance = Callable[[int, int], None]  # rows just answered, rows in all
 class Scorer:
     """A base model with the adapters that are to be compared on it.
 
-    `latency_rows` are how many rows are answered once more, one at a time, to time them; 0 times none.
+    `latency_rows` are how many rows are answered once more, one at a time, to time them; 0 times none. Without a
+    `precision` the base model's weights are in what this machine serves them in.
     """
 
     def __init__(
@@ -42,13 +43,13 @@ class Scorer:
         home: Path,
         batch_size: int = 48,
         latency_rows: int = 5,
-        precision: Precision = "fp32",
+        precision: Precision | None = None,
     ) -> None:
         self._base = base
         self._memory = home / "evaluations"
         self._batch_size = batch_size
         self._latency_rows = latency_rows
-        self._precision = precision
+        self._precision = precision or best_precision()
         self._adapters: dict[str, Path] = {}
         self._decoder: Decoder | None = None
         self._loaded: set[str] = set()

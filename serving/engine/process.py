@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from serving.engine import wire
@@ -31,7 +32,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s [%(levelname)s] [engine] %(message)s")
     lifeline = Lifeline(socket.socket(fileno=int(descriptor)), Path(folder))
     try:
-        engine = make(EngineSetup(**json.loads(setup)))
+        # OpenMP gives every thread that computes a team of its own, and lets none of them spin when teams are more than
+        # cores: a step then takes twice as long. The team that loads the model goes with the thread that did.
+        with ThreadPoolExecutor(1) as loader:
+            engine = loader.submit(make, EngineSetup(**json.loads(setup))).result()
     except Exception as error:
         lifeline.tell(NotStarted((str(error).splitlines() or [type(error).__name__])[0]))
         sys.exit(1)

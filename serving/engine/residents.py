@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Residents:
         self._folders: dict[str, Path] = {}
         self._resident: dict[str, Calibration] = {}  # the longest unused first
         self._coming: dict[str, Future[Calibration]] = {}
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapters")
+        self._loading = threading.Lock()  # one after the other
         self.counts = ResidentCounts()
 
     def names(self) -> tuple[str, ...]:
@@ -84,7 +85,10 @@ class Residents:
                 return False
             self._evict(unused)
             self.counts.evictions += 1
-        self._coming[name] = self._loader.submit(self._load, name, self._folders[name])
+        # A thread for each, which takes the OpenMP team it needs with it when it ends (see `process.py`).
+        loader = ThreadPoolExecutor(1, "adapters")
+        self._coming[name] = loader.submit(self._load, name, self._folders[name])
+        loader.shutdown(wait=False)
         self._coming[name].add_done_callback(lambda _: self._loaded())
         return False
 
@@ -96,12 +100,14 @@ class Residents:
         return self._resident.get(name or "", Calibration())
 
     def close(self) -> None:
-        self._loader.shutdown(wait=False, cancel_futures=True)
+        for coming in self._coming.values():
+            coming.cancel()
 
     def _load(self, name: str, folder: Path) -> Calibration:
-        calibrated = calibration.read(folder)
-        self._runner.load(name, folder)
-        return calibrated
+        with self._loading:
+            calibrated = calibration.read(folder)
+            self._runner.load(name, folder)
+            return calibrated
 
     def _evict(self, name: str) -> None:
         self._evicted(name)
