@@ -7,7 +7,8 @@ Sample rows of all five tasks, each as its role's prompt with the role's JSON sc
 chat completions, streamed. Adapters are of rank 16 on every linear layer, untrained: they cost what trained ones do,
 and answers stay the base model's. Every system runs alone. Callers come in closed loops, so many at a time; with four
 adapters also as they like (`--rate`: so many a second on average, a Poisson process), whatever is still running.
-Ours is measured without an adapter, too. Transformers has no schema (its answers are as long as `max_tokens` lets them be), and llama.cpp one adapter at most.
+Ours is measured without an adapter, too. Transformers has no schema (its answers are as long as `max_tokens` lets them
+be), and llama.cpp one adapter at most.
 """
 
 from __future__ import annotations
@@ -93,22 +94,22 @@ def run(
     base = base_model.fetch(base_name, home)
     figures: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        folders = _make_adapters(base, Path(scratch), max(adapters), seed)
+        folders = make_adapters(base, Path(scratch), max(adapters), seed)
         for system in [*systems, *(["vllm"] if vllm else [])]:
             for count in adapters:
                 if (system == "llamacpp" and count > 1) or (count == 0 and not system.startswith("ours")):
                     continue
                 chosen = dict(list(folders.items())[:count])
-                with _server(system, base, chosen, vllm) as (address, process):
-                    work = _workload(
+                with server(system, base, chosen, vllm) as (address, process):
+                    work = workload(
                         [*chosen] if chosen and system != "llamacpp" else ["base"],
                         seed,
                         schema=system != "transformers",
                     )
-                    asyncio.run(_drive(address, work[:4], 4))  # warm up
+                    asyncio.run(drive(address, work[:4], 4))  # warm up
                     for callers in concurrency:
                         found, seconds = asyncio.run(
-                            _drive(address, work[: max(requests if callers > 1 else requests // 4, callers)], callers)
+                            drive(address, work[: max(requests if callers > 1 else requests // 4, callers)], callers)
                         )
                         figures.append(_figures(system, count, callers, None, found, seconds, process))
                         say(_line(figures[-1]))
@@ -116,7 +117,7 @@ def run(
                         found, seconds = asyncio.run(_arrive(address, work[:requests], rate, seed))
                         figures.append(_figures(system, count, None, rate, found, seconds, process))
                         say(_line(figures[-1]))
-    return {"figures": figures, "ratios": _ratios(figures), "setup": _setup(base, requests, seed)}
+    return {"figures": figures, "ratios": _ratios(figures), "setup": setup(base, requests, seed)}
 
 
 def _usual(adapters: Sequence[int]) -> int:
@@ -124,7 +125,8 @@ def _usual(adapters: Sequence[int]) -> int:
     return min(adapters, key=lambda count: abs(count - len(MODEL_TYPES)))
 
 
-def _make_adapters(base: BaseModel, folder: Path, count: int, seed: int) -> dict[str, Path]:
+def make_adapters(base: BaseModel, folder: Path, count: int, seed: int) -> dict[str, Path]:
+    """Untrained adapters by their names, of rank 16 on every linear layer."""
     from peft import LoraConfig, get_peft_model
 
     model, _ = base_model.load(base)
@@ -144,7 +146,7 @@ def _make_adapters(base: BaseModel, folder: Path, count: int, seed: int) -> dict
     return made
 
 
-def _workload(names: Sequence[str], seed: int, *, schema: bool) -> list[Asked]:
+def workload(names: Sequence[str], seed: int, *, schema: bool) -> list[Asked]:
     """Requests of all tasks in turn, and of all adapters in turn."""
     datasets = Path(__file__).parents[1] / "datasets"
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -175,7 +177,7 @@ def _workload(names: Sequence[str], seed: int, *, schema: bool) -> list[Asked]:
     return made
 
 
-async def _drive(address: str, work: Sequence[Asked], callers: int) -> tuple[list[Answered], float]:
+async def drive(address: str, work: Sequence[Asked], callers: int) -> tuple[list[Answered], float]:
     """All of `work`, by so many callers at a time, and how long it took."""
     left = list(work)[::-1]
     found: list[Answered] = []
@@ -183,7 +185,7 @@ async def _drive(address: str, work: Sequence[Asked], callers: int) -> tuple[lis
 
         async def call() -> None:
             while left:
-                found.append(await _ask(client, left.pop()))
+                found.append(await ask(client, left.pop()))
 
         started = time.perf_counter()
         await asyncio.gather(*(call() for _ in range(callers)))
@@ -199,11 +201,12 @@ async def _arrive(address: str, work: Sequence[Asked], rate: float, seed: int) -
             tasks = []
             for asked, wait in zip(work, waits, strict=True):
                 await asyncio.sleep(wait)
-                tasks.append(group.create_task(_ask(client, asked)))
+                tasks.append(group.create_task(ask(client, asked)))
         return [task.result() for task in tasks], time.perf_counter() - started
 
 
-async def _ask(client: httpx.AsyncClient, asked: Asked) -> Answered:
+async def ask(client: httpx.AsyncClient, asked: Asked) -> Answered:
+    """Raises TrainingError where the request is refused."""
     started = time.perf_counter()
     first = 0.0
     text, tokens = "", 0
@@ -229,9 +232,10 @@ async def _ask(client: httpx.AsyncClient, asked: Asked) -> Answered:
 
 
 @contextlib.contextmanager
-def _server(
+def server(
     system: str, base: BaseModel, adapters: dict[str, Path], vllm: Path | None
 ) -> Iterator[tuple[str, psutil.Process]]:
+    """A system's server: its address and its process. Raises TrainingError where it does not start."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -275,6 +279,15 @@ def _answers(address: str) -> bool:
         return False
 
 
+def memory_mib(process: psutil.Process) -> float:
+    """What a server and its children hold."""
+    found = 0
+    for one in [process, *process.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += one.memory_info().rss
+    return found / 2**20
+
+
 def _figures(
     system: str,
     adapters: int,
@@ -287,7 +300,6 @@ def _figures(
     first = np.array([answer.first for answer in found]) * 1000
     last = np.array([answer.last for answer in found]) * 1000
     each = np.array([(a.last - a.first) / max(a.tokens - 1, 1) for a in found]) * 1000
-    memory = sum(one.memory_info().rss for one in [process, *process.children(recursive=True)])
     return {
         "system": system,
         "adapters": adapters,
@@ -303,7 +315,7 @@ def _figures(
         "answer_p50_ms": round(float(np.percentile(last, 50)), 1),
         "answer_p99_ms": round(float(np.percentile(last, 99)), 1),
         "valid": round(sum(answer.valid for answer in found) / len(found), 3),
-        "memory_mib": round(memory / 2**20),
+        "memory_mib": round(memory_mib(process)),
     }
 
 
@@ -332,7 +344,8 @@ def _ratios(figures: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return ratios
 
 
-def _setup(base: BaseModel, requests: int, seed: int) -> dict[str, Any]:
+def setup(base: BaseModel, requests: int, seed: int) -> dict[str, Any]:
+    """The machine, the versions and the workload."""
     return {
         "base_model": base.title,
         "requests": requests,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated
@@ -97,13 +98,23 @@ def bench_serving(
     ] = None,
     requests: Annotated[int, typer.Option("--requests", min=4, help="Requests of each figure.")] = 32,
     vllm: Annotated[Path | None, typer.Option("--vllm", help="The vllm program of an environment of its own.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where a step of ours spends its time.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 7,
     save: Annotated[bool, typer.Option("--save", help="Write benchmarks/results/serving.{json,md}, too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Answer the dealership workload with our engine and with what people would pick instead."""
-    from benchmarks import serving
+    from benchmarks import serving, step_profile
 
+    if profile:
+        found = step_profile.run(
+            settings.load().home, adapters=(adapters or [4])[0], rows=(concurrency or [16])[0], requests=requests,
+            seed=seed,
+        )  # fmt: skip
+        typer.echo(json.dumps(found)) if as_json else out.print(
+            "\n".join(step_profile.table(found)), markup=False, highlight=False, soft_wrap=True
+        )
+        return
     result = serving.run(
         settings.load().home,
         systems=system or serving.SYSTEMS,
@@ -119,4 +130,23 @@ def bench_serving(
         serving.save(result)
     typer.echo(json.dumps(result["figures"])) if as_json else out.print(
         "\n".join(serving.table(result)), markup=False, highlight=False, soft_wrap=True
+    )
+
+
+@bench_app.command("soak")
+def bench_soak(
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="How long.")] = 60,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 7,
+    save: Annotated[bool, typer.Option("--save", help="Write benchmarks/results/soak.{json,md}, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep the engine at 80 % load, and see whether its memory stays flat."""
+    from benchmarks import soak
+
+    say = functools.partial(err.print, markup=False, highlight=False)
+    result = soak.run(settings.load().home, minutes=minutes, seed=seed, say=say)
+    if save:
+        soak.save(result)
+    typer.echo(json.dumps(result)) if as_json else out.print(
+        "\n".join(soak.table(result)), markup=False, highlight=False, soft_wrap=True
     )

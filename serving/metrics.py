@@ -56,6 +56,7 @@ def render(stats: EngineStats) -> str:
     metric("restarts_total", "counter", "Times that the engine's process was started again.", {"": stats.restarts})
     metric("requests_total", "counter", "Requests by what became of them.",
            {f'{{outcome="{name}"}}': count for name, count in outcomes.items()})  # fmt: skip
+    lines += _batch_sizes(stats.batch_sizes)
     kinds = {
         "prompt": stats.prompt_tokens,
         "cached": stats.cached_tokens,
@@ -84,3 +85,19 @@ def render(stats: EngineStats) -> str:
         {f'{{kind="{kind}"}}': count for kind, count in uses.items()},
     )
     return "\n".join(lines) + "\n"
+
+
+def _batch_sizes(steps: tuple[int, ...]) -> list[str]:
+    """A histogram, in powers of two, of how many rows the steps had."""
+    name = f"{_PREFIX}_batch_size"
+    lines = [f"# HELP {name} Requests that shared a step of the model.", f"# TYPE {name} histogram"]
+    bound = 1
+    while bound < len(steps):
+        lines.append(f'{name}_bucket{{le="{bound}"}} {sum(steps[: bound + 1])}')
+        bound *= 2
+    return [
+        *lines,
+        f'{name}_bucket{{le="+Inf"}} {sum(steps)}',
+        f"{name}_sum {sum(rows * count for rows, count in enumerate(steps))}",
+        f"{name}_count {sum(steps)}",
+    ]

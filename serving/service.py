@@ -12,6 +12,7 @@ import logging
 import threading
 
 import bentoml
+from bentoml._internal.configuration.containers import BentoMLContainer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,10 +23,12 @@ from serving.api.errors import error_response
 from serving.app import create_app
 from serving.catalog import Catalog, describe_upstreams, load_champions
 from serving.engine.messages import EngineSetup
+from serving.engine.protocol import EngineAnswer, EngineRequest
 from serving.engine.remote import RemoteEngine
 from serving.engine.several import Engines, open_upstreams
 from serving.engine.supervisor import Supervisor
 from serving.metrics import Timings, render
+from serving.tracing import Spans
 
 LOADING = "the models are being loaded"
 
@@ -58,6 +61,7 @@ class NeuroWeaver:
         logging.getLogger("serving").setLevel(logging.INFO)
         self._engine: RemoteEngine | None = None
         self._timings = Timings()
+        self._spans = Spans(BentoMLContainer.tracer_provider.get().get_tracer("neuroweaver"))
         self._lock = threading.Lock()  # a service that stops starts no engine
         self._stopping = False
         self._failed = False
@@ -89,8 +93,12 @@ class NeuroWeaver:
                 chosen.base_model, str(chosen.home), chosen.engine_precision, chosen.max_batch, chosen.max_queue,
                 chosen.max_adapters,
             )  # fmt: skip
-            self._engine = RemoteEngine(Supervisor(setup), observe=self._timings.observe, gave_up=self._fail)
+            self._engine = RemoteEngine(Supervisor(setup), observe=self._observe, gave_up=self._fail)
             return self._engine
+
+    def _observe(self, request: EngineRequest, answer: EngineAnswer) -> None:
+        self._timings.observe(answer)
+        self._spans.observe(request, answer)
 
     def _fail(self, reason: str) -> None:
         front.reason = reason.split("\n")[0]

@@ -62,7 +62,7 @@ class TorchPool:
 
     def slices(self, sizes: Sequence[tuple[str | None, int]]) -> Slices:
         adapters = [None if name is None else self._adapters[name] for name, _ in sizes]
-        return _TorchSlices(adapters, [size for _, size in sizes])
+        return TorchSlices(adapters, [size for _, size in sizes])
 
     def _fuse(self, pieces: Sequence[Piece], width: int) -> _Fused:
         b_RO = torch.zeros(sum(len(piece.b_RO) for piece in pieces), width)
@@ -82,7 +82,7 @@ class TorchPool:
         )
 
 
-class _TorchSlices:
+class TorchSlices:
     def __init__(self, adapters: Sequence[list[dict[str, _Fused | None]] | None], sizes: list[int]) -> None:
         self._adapters = adapters
         self._sizes = sizes
@@ -126,7 +126,7 @@ class NativePool:
                 starts.append(start)
                 counts.append(size)
             start += size
-        return _NativeSlices(self._library, used, starts, counts, self._halves)
+        return NativeSlices(self._library, used, starts, counts, self._halves)
 
     def _table(self, pieces: Sequence[Piece], kept: list[object]) -> tuple[int, int]:
         found = (native.LoraPiece * len(pieces))(*(self._piece(piece, kept) for piece in pieces))
@@ -147,7 +147,7 @@ class NativePool:
         )  # fmt: skip
 
 
-class _NativeSlices:
+class NativeSlices:
     def __init__(
         self,
         library: ctypes.CDLL,

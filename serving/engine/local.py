@@ -79,7 +79,6 @@ class LocalEngine:
         *,
         max_queue: int = 64,
         max_adapters: int = 32,
-        observe: Callable[[EngineAnswer], None] = lambda _: None,
     ) -> None:
         self._decoder = Decoder(runner, tokenizer)
         self._tokenizer = tokenizer
@@ -90,8 +89,8 @@ class LocalEngine:
         self._residents = Residents(runner, max_adapters, loaded=self._wake, evicted=self._decoder.prefixes.forget)
         self._wanted: dict[str, Exception | None] = {}  # adapters that `load` waits for, and why they can't be had
         self._leaving: set[str] = set()  # adapters to unload as soon as no row uses them
-        self._observe = observe
         self._counts = _Counts()
+        self._batch_sizes = [0] * (runner.slots + 1)  # steps by how many rows they had
         self._answer_seconds = 1.0
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
@@ -167,6 +166,7 @@ class LocalEngine:
                 adapter_hits=self._residents.counts.hits,
                 adapter_loads=self._residents.counts.loads,
                 adapter_evictions=self._residents.counts.evictions,
+                batch_sizes=tuple(self._batch_sizes),
                 **vars(self._counts),
             )
 
@@ -243,6 +243,7 @@ class LocalEngine:
                     continue
                 self._running += admitted
                 self._counts.steps += 1
+                self._batch_sizes[len(self._running)] += 1
             for request in admitted:
                 request.started = monotonic()
                 try:
@@ -342,7 +343,6 @@ class LocalEngine:
             request.future.set_exception(error)
         elif heard and generated is not None:
             answer = self._translate(generated, calibrated, request)
-            self._observe(answer)
             request.future.set_result(answer)
 
     def _translate(self, generated: Generated, calibrated: Calibration, request: _Request) -> EngineAnswer:

@@ -92,6 +92,7 @@ class EngineStats:
     adapter_loads: int
     adapter_evictions: int
     restarts: int = 0  # of the engine's process; the other counts begin anew with each
+    batch_sizes: tuple[int, ...] = ()  # steps that had no row, one, two, and so on
 
 
 class EngineError(NeuroWeaverError, RuntimeError):

@@ -51,7 +51,7 @@ class RemoteEngine:
         self,
         host: Host,
         *,
-        observe: Callable[[EngineAnswer], None] = lambda _: None,
+        observe: Callable[[EngineRequest, EngineAnswer], None] = lambda _request, _answer: None,
         gave_up: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._host = host
@@ -126,7 +126,7 @@ class RemoteEngine:
                 async with asyncio.timeout_at(deadline):
                     piece = await asked.next()
                 if isinstance(piece, EngineAnswer):
-                    self._observe(piece)
+                    self._observe(request, piece)
                 yield piece
                 if isinstance(piece, EngineAnswer):
                     return

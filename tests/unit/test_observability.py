@@ -1,0 +1,82 @@
+"""What the service tells of the engine: Prometheus' metrics and OpenTelemetry's spans."""
+
+from __future__ import annotations
+
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client.parser import text_string_to_metric_families
+
+from serving.engine.protocol import EngineAnswer, EngineRequest, EngineStats, Message
+from serving.metrics import Timings, render
+from serving.tracing import Spans
+
+REQUEST = EngineRequest((Message("user", "my name is Ada Canary"),), "parts-specialist@3", 30, max_tokens=64)
+ANSWER = EngineAnswer(
+    "Ada Canary wants a filter", 0.5, prompt_tokens=40, answer_tokens=21, queue_seconds=0.25, compute_seconds=2.0,
+    first_token_seconds=0.75, cached_tokens=8, forced_tokens=6,
+)  # fmt: skip
+
+
+def test_a_request_is_a_span_with_its_wait_its_reading_and_its_answering_below_the_callers() -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("test")
+
+    with tracer.start_as_current_span("POST /api/v1/prompts") as http:
+        Spans(tracer).observe(REQUEST, ANSWER)
+
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert {name: round(seconds(span), 6) for name, span in spans.items() if name.startswith("engine")} == {
+        "engine.request": 2.25, "engine.queue": 0.25, "engine.prefill": 0.5, "engine.decode": 1.5,
+    }  # fmt: skip
+    whole = spans["engine.request"]
+    assert whole.parent is not None
+    assert whole.parent.span_id == http.get_span_context().span_id
+    for name in ("engine.queue", "engine.prefill", "engine.decode"):
+        parent = spans[name].parent
+        assert parent is not None
+        assert whole.context is not None
+        assert parent.span_id == whole.context.span_id
+    assert whole.attributes is not None
+    assert whole.attributes["gen_ai.request.model"] == "parts-specialist@3"
+    assert whole.attributes["gen_ai.usage.output_tokens"] == 21
+    assert "Canary" not in "".join(span.to_json() for span in spans.values())
+
+
+def test_the_histogram_of_batch_sizes_counts_every_step_once() -> None:
+    stats = EngineStats(True, *[0] * 19, batch_sizes=(0, 5, 3, 0, 2))
+
+    families = {family.name: family for family in text_string_to_metric_families(render(stats))}
+    samples = {
+        (s.name.rpartition("_")[2], s.labels.get("le")): s.value
+        for s in families["neuroweaver_engine_batch_size"].samples
+    }
+
+    assert samples == {
+        ("bucket", "1"): 5, ("bucket", "2"): 8, ("bucket", "4"): 10, ("bucket", "+Inf"): 10,
+        ("sum", None): 5 + 6 + 8, ("count", None): 10,
+    }  # fmt: skip
+
+
+def test_timings_are_of_the_queue_the_first_token_and_each_one_after_it() -> None:
+    timings = Timings()
+
+    timings.observe(ANSWER)
+
+    sums = {
+        sample.name: sample.value
+        for family in text_string_to_metric_families(timings.render())
+        for sample in family.samples
+        if sample.name.endswith("_sum")
+    }
+    assert sums["neuroweaver_engine_queue_seconds_sum"] == 0.25
+    assert sums["neuroweaver_engine_time_to_first_token_seconds_sum"] == 0.75
+    assert sums["neuroweaver_engine_time_per_output_token_seconds_sum"] == 1.5 / 20
+    assert sums["neuroweaver_engine_prompt_tokens_sum"] == 40
+
+
+def seconds(span: ReadableSpan) -> float:
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return (span.end_time - span.start_time) / 1e9
