@@ -15,6 +15,12 @@ WAITING = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "20000"}
 ENVIRONMENT = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), **WAITING}
 
 
+def ran_out(error: Exception) -> bool:
+    """Whether `error` says that there is no memory left, of this machine or of its GPU."""
+    kind = type(error).__name__  # PyTorch's, which need not be imported for this
+    return isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "allocate memory" in str(error)
+
+
 def spin_briefly() -> None:
     """Let PyTorch's threads spin a moment only while they wait; to be called before PyTorch is imported."""
     for name, value in WAITING.items():

@@ -58,6 +58,9 @@ class Settings(BaseSettings):
     )
     max_batch: int = Field(16, ge=1, le=256, description="requests the engine answers in one batch")
     max_queue: int = Field(64, ge=1, description="requests that may wait; more are answered 503 with Retry-After")
+    max_kv_mib: int = Field(
+        2048, ge=1, description="memory for the keys and values of running requests; the next one waits until it fits"
+    )
     max_adapters: int = Field(32, ge=1, description="adapters the engine keeps in memory; others come when asked for")
     prices: dict[str, Price] = Field(
         default_factory=dict, description="per model type, or `default`: what a million tokens cost"

@@ -114,8 +114,7 @@ def _memory_errors(job: Job) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in text:
+        if not memory.ran_out(error):
             raise
         training = job.config.training
         raise TrainingError(

@@ -91,7 +91,7 @@ class NeuroWeaver:
                 return None
             setup = EngineSetup(
                 chosen.base_model, str(chosen.home), chosen.engine_precision, chosen.max_batch, chosen.max_queue,
-                chosen.max_adapters,
+                chosen.max_adapters, chosen.max_kv_mib,
             )  # fmt: skip
             self._engine = RemoteEngine(Supervisor(setup), observe=self._observe, gave_up=self._fail)
             return self._engine

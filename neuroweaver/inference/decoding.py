@@ -114,6 +114,10 @@ class Decoder:
             raise UsageError(f"no answer of the schema fits into {limit} tokens: the shortest takes {shortest}")
         return self.grammars.of(prompt.schema)
 
+    def bytes_of(self, prompt: Prompt) -> int:
+        """What the prompt and the longest answer it may get keep in memory."""
+        return (len(prompt.tokens) + self._limit(prompt)) * self.runner.token_bytes
+
     def add(self, prompt: Prompt) -> Row:
         """Let `prompt` join. Raises what `check` raises, and MemoryError where no slot is free."""
         grammar = self.check(prompt)
@@ -134,7 +138,10 @@ class Decoder:
         self.runner.close(row.slot)
 
     def step(self) -> list[Row]:
-        """Read a piece of every row; those that have new tokens. Rows that are done stay until they are dropped."""
+        """Read a piece of every row; those that have new tokens. Rows that are done stay until they are dropped.
+
+        Where the runner raises, the rows are as they were: without some of them, the step may be taken again.
+        """
         feeds, fed, room = [], [], self._chunk
         for row in self.rows:
             if row.done:
@@ -146,20 +153,22 @@ class Decoder:
             count = len(row.unread) if row.prefilled else min(len(row.unread), room)
             room -= 0 if row.prefilled else count
             feeds.append(Feed(row.slot, row.read, row.unread[:count], row.prompt.adapter))
-            row.read += count
-            row.unread = row.unread[count:]
             fed.append(row)
         if not feeds:
             return []
         hidden_NH = self.runner.read(feeds)
-        ready = [i for i, row in enumerate(fed) if not row.unread]
+        ready = [i for i, row in enumerate(fed) if len(feeds[i].tokens) == len(row.unread)]
         advanced = [fed[i] for i in ready]
-        for row in advanced:
+        choices = self._choices(advanced, hidden_NH[ready]) if advanced else []
+        for row, feed in zip(fed, feeds, strict=True):
+            row.read += len(feed.tokens)
+            row.unread = row.unread[len(feed.tokens) :]
+        for row, (token, log_probability) in zip(advanced, choices, strict=True):
+            row.log_probabilities.append(log_probability)
+            self._append(row, token)
             if not row.prefilled:
                 row.prefilled = True
                 self._remember(row)
-        if advanced:
-            self._choose(advanced, hidden_NH[ready])
         return advanced
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
@@ -223,15 +232,9 @@ class Decoder:
         row.unread += forced
         row.answer += forced
 
-    def _choose(self, rows: Sequence[Row], hidden_NH: torch.Tensor) -> None:
-        """Append to every row the token it goes on with, and what that forces."""
-        for row, (token, log_probability) in zip(rows, self._choices(rows, hidden_NH), strict=True):
-            row.log_probabilities.append(log_probability)
-            self._append(row, token)
-
     @torch.inference_mode()
     def _choices(self, rows: Sequence[Row], hidden_NH: torch.Tensor) -> list[tuple[int, float]]:
-        """Every row's next token and its log-probability."""
+        """The token that every row goes on with, and its log-probability."""
         found: dict[int, tuple[int, float]] = {}
         masks = [None if row.grammar is None else row.grammar.allowed() for row in rows]
         many: list[int] = []

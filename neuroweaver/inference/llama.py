@@ -87,6 +87,7 @@ class Llama:
             len(self._layers), self._heads.keys, channels,
             slots=slots, capacity=self.context, dtype=self._dtype, device=self._device,
         )  # fmt: skip
+        self.token_bytes = 2 * len(self._layers) * self._heads.keys * channels * self._dtype.itemsize
         self._shapes = _shapes(body.layers, base)
         self._library = library_for(self._embedding_VH)
         self._pool: Pool

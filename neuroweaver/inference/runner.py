@@ -33,6 +33,7 @@ class Runner(Protocol):
     vocabulary: int  # entries of a row of logits
     context: int  # tokens that a row may have
     slots: int  # rows that may be open at once
+    token_bytes: int  # what a row keeps of each token it has read
 
     def load(self, name: str, folder: Path) -> None:
         """Raises what `lora_pool.read` or PEFT raise; the adapters that are loaded stay as they are."""
@@ -75,6 +76,10 @@ class TransformersRunner:
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.context = int(getattr(model.config.get_text_config(), "max_position_embeddings", 2048))
         self.slots = slots
+        text = model.config.get_text_config()
+        heads = int(getattr(text, "num_key_value_heads", None) or text.num_attention_heads)
+        channels = int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+        self.token_bytes = 2 * int(text.num_hidden_layers) * heads * channels * model.dtype.itemsize
         self._base = base
         self._caches: dict[int, Any] = {}
         self._in_use = threading.Lock()  # adapters come and go between two readings

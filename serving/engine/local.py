@@ -14,7 +14,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from neuroweaver import prompts
+from neuroweaver import memory, prompts
 from neuroweaver.calibration import Calibration
 from neuroweaver.errors import NeuroWeaverError, NotFoundError
 from neuroweaver.inference.decoding import Decoder, Generated, Prompt, Row
@@ -27,6 +27,7 @@ from serving.engine.protocol import (
     EngineError,
     EngineRequest,
     EngineStats,
+    NoMemoryError,
     PromptTooLongError,
     QueueFullError,
     Token,
@@ -79,10 +80,14 @@ class LocalEngine:
         *,
         max_queue: int = 64,
         max_adapters: int = 32,
+        max_kv_bytes: int = 2 * 2**30,
     ) -> None:
         self._decoder = Decoder(runner, tokenizer)
         self._tokenizer = tokenizer
         self._max_queue = max_queue
+        self._max_kv_bytes = (
+            max_kv_bytes  # of the keys and values of all rows that run, were they to grow to their limits
+        )
         self._queue: deque[_Request] = deque()
         self._running: list[_Request] = []  # the thread's own; others read its length
         self._changed = threading.Condition()  # guards the queue, the counts, the adapters and `_closed`
@@ -197,6 +202,11 @@ class LocalEngine:
             tell,
             AnswerText(self._tokenizer, request.stop),
         )
+        if (needed := self._decoder.bytes_of(waiting.prompt)) > self._max_kv_bytes:
+            raise PromptTooLongError(
+                f"the prompt and up to {request.max_tokens} tokens of an answer keep {needed / 2**20:.0f} MiB, "
+                f"at most {self._max_kv_bytes / 2**20:.0f} fit"
+            )
         with self._changed:
             if self._closed:
                 raise EngineClosedError("the engine is shutting down")
@@ -223,10 +233,19 @@ class LocalEngine:
             try:
                 self._deliver(self._decoder.step())
             except Exception as error:
+                if memory.ran_out(error):
+                    self._shed()
+                    continue
                 # Only the kind of error: its message may quote what a customer wrote.
                 _log.error("a step of %d requests failed with %s", len(self._running), type(error).__name__)
                 for request in list(self._running):
                     self._end(request, error=EngineError("generation failed"))
+
+    def _shed(self) -> None:
+        """Give up the newest request, so that there is memory for the others to go on."""
+        newest = max(self._running, key=lambda request: request.started)
+        _log.error("out of memory with %d requests: the newest is given up", len(self._running))
+        self._end(newest, error=NoMemoryError("there is no memory left for this request", self._retry_after()))
 
     def _prepare(self) -> bool:
         """Let rows and adapters come and go until there is a step to do; False when the engine is closed and idle."""
@@ -277,14 +296,19 @@ class LocalEngine:
         """As many of the waiting as there is room for; those whose adapter is still on its way are overtaken."""
         self._forget_gone()
         taken: list[_Request] = []
+        kept = sum(self._decoder.bytes_of(request.prompt) for request in self._running)
         for request in list(self._queue):
             if len(taken) >= self._decoder.room:
                 break
+            kept += self._decoder.bytes_of(request.prompt)
+            if kept > self._max_kv_bytes:
+                break  # nobody overtakes a large one, which would wait for ever
             name = request.prompt.adapter
             try:
                 if name is not None and not self._residents.ready(
                     name, self._in_use() | {r.prompt.adapter for r in taken}
                 ):
+                    kept -= self._decoder.bytes_of(request.prompt)
                     continue
                 taken.append(request)
             except Exception as error:

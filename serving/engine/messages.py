@@ -21,6 +21,7 @@ class EngineSetup:
     max_batch: int = 16
     max_queue: int = 64
     max_adapters: int = 32
+    max_kv_mib: int = 2048
 
 
 # To the engine. Its replies have the `id` of what they answer.

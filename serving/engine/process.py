@@ -53,7 +53,10 @@ def make(setup: EngineSetup) -> Engine:
     base = base_model.locate(setup.base_model, Path(setup.home))
     precision = best_precision() if setup.precision == "auto" else setup.precision
     runner, tokenizer = loading.load(base, precision=precision, slots=setup.max_batch)
-    return LocalEngine(runner, tokenizer, max_queue=setup.max_queue, max_adapters=setup.max_adapters)
+    return LocalEngine(
+        runner, tokenizer, max_queue=setup.max_queue, max_adapters=setup.max_adapters,
+        max_kv_bytes=setup.max_kv_mib * 2**20,
+    )  # fmt: skip
 
 
 async def _serve(engine: Engine, path: Path, lifeline: Lifeline) -> None:

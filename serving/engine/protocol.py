@@ -126,6 +126,10 @@ class EngineCrashedError(TryAgainError):
     """The engine's process has ended, and is started again."""
 
 
+class NoMemoryError(TryAgainError):
+    """The machine had no memory left for this request, the newest."""
+
+
 class PromptTooLongError(UsageError):
     """A prompt leaves no room for an answer in the base model's context."""
 

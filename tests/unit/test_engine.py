@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from serving.engine.protocol import (
     EngineError,
     EngineRequest,
     Message,
+    NoMemoryError,
     PromptTooLongError,
     QueueFullError,
 )
@@ -369,4 +370,57 @@ def test_a_request_that_fails_unexpectedly_before_its_first_step_ends_nobody_els
     assert "Tacoma" not in caplog.text
     assert engine._decoder.rows == []
     assert asyncio.run(engine.submit(part())).text
+    assert engine.stats().alive
+
+
+def test_a_request_waits_until_its_keys_and_values_fit_beside_those_that_run(
+    tiny_base: Path, tiny_adapter: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner, tokenizer = loading.load(base_model.locate(str(tiny_base), tiny_base), slots=4, context=4096)
+    engine = LocalEngine(runner, tokenizer, max_kv_bytes=150 * runner.token_bytes)
+    engine.load(SALES, tiny_adapter("automotive-sales", seed=1))
+    gate = Gate(engine, monkeypatch)
+    gate.opened.set()
+
+    async def together() -> list[EngineAnswer]:
+        return list(await asyncio.gather(*(engine.submit(chat("hello", max_tokens=60)) for _ in range(3))))
+
+    found = asyncio.run(together())
+    with pytest.raises(PromptTooLongError, match="up to 2000 tokens of an answer keep .* MiB, at most"):
+        asyncio.run(engine.submit(chat("hello", max_tokens=2000)))
+    engine.close()
+
+    assert len(found) == 3
+    assert max(gate.batches) == 1, "two of them need more than there is"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 8 bytes")])
+def test_without_memory_the_newest_request_is_given_up_and_the_others_get_their_answers(
+    error: Exception, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = [asyncio.run(engine.submit(request)).text for request in (lead(), part())]
+    read, failed = engine._decoder.runner.read, threading.Event()
+
+    def short_of_memory(feeds: Sequence[Any]) -> Any:
+        if len(feeds) == 3 and not failed.is_set():
+            failed.set()
+            raise error
+        return read(feeds)
+
+    async def one_after_the_other() -> list[Any]:
+        asked = []
+        for request in (lead(), part(), chat("the newest")):
+            asked.append(asyncio.create_task(engine.submit(request)))
+            await asyncio.sleep(0.05)
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    gate = Gate(engine, monkeypatch)
+    monkeypatch.setattr(engine._decoder.runner, "read", short_of_memory)
+    threading.Timer(0.5, gate.opened.set).start()
+    first, second, newest = asyncio.run(one_after_the_other())
+
+    assert failed.is_set()
+    assert [first.text, second.text] == alone
+    assert isinstance(newest, NoMemoryError)
+    assert newest.retry_after_seconds >= 1
     assert engine.stats().alive
