@@ -97,7 +97,7 @@ def _compare(base: BaseModel, home: Path, folder: Path, questions: Sequence[Ques
 def _token_for_token(
     base: BaseModel, folders: dict[str, Path], asked: dict[str, list[Question]]
 ) -> dict[str, tuple[int, int]]:
-    """By role: of how many prompts fp32, in one batch of all roles, writes the text that `generate` does; and of all."""
+    """By role: how many texts that fp32 writes, in one batch of all roles, are those of `generate`, and of how many."""
     runner, tokenizer = loading.load(base, precision="fp32")
     for role, folder in folders.items():
         runner.load(role, folder)
