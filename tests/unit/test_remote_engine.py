@@ -219,7 +219,7 @@ def test_answers_are_those_of_the_engine_itself_streamed_or_not(
     local: LocalEngine, reach: Callable[..., RemoteEngine]
 ) -> None:
     observed: list[EngineAnswer] = []
-    engine = reach(local, observe=observed.append)
+    engine = reach(local, observe=lambda _request, answer: observed.append(answer))
 
     async def many() -> list[Any]:
         requests = (part(), chat(), part("pads"))
