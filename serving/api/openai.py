@@ -71,7 +71,7 @@ def router(engine: Engine, catalog: Catalog, settings: Settings, base_name: str)
             return Response(whole.model_dump_json(), media_type="application/json")
 
         pieces = engine.stream(asked)
-        first = await anext(pieces)  # what can't be answered at all has a status of its own
+        first = await while_connected(request, _first(pieces))  # what can't be answered has a status of its own
 
         def chunk(choices: list[ChunkChoice], total: Usage | None = None) -> str:
             made = ChatCompletionChunk(**naming, choices=choices, usage=total)
@@ -131,6 +131,10 @@ def _asked(body: ChatCompletionRequest, adapter: str | None, settings: Settings)
         ),
         stop=body.stops,
     )
+
+
+async def _first(pieces: AsyncIterator[str | EngineAnswer]) -> str | EngineAnswer:
+    return await anext(pieces)
 
 
 async def _again(

@@ -116,6 +116,27 @@ def test_without_a_schema_greedy_answers_are_those_of_peft_and_transformers_gene
             assert answer.text == decoder.tokenizer.decode(wanted, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("name", ["fused", "transformers"])
+def test_the_last_adapter_goes_and_comes_back(name: str, tiny_base: Path, tiny_adapter: Callable[..., Path]) -> None:
+    decoder = decoders(tiny_base)[name]
+    folder = tiny_adapter("automotive-sales", seed=4)
+
+    def answer(adapter: str | None) -> tuple[str, float]:
+        found = decoder.generate([free(decoder, "Good morning", adapter=adapter, max_tokens=12)])[0]
+        return found.text, round(found.confidence, 5)
+
+    bare = answer(None)
+    decoder.runner.load("sales", folder)
+    tuned = answer("sales")
+    decoder.runner.unload("sales")
+    assert answer(None) == bare
+    decoder.runner.load("sales", folder)
+
+    assert answer("sales") == tuned
+    assert answer(None) == bare
+    assert tuned != bare
+
+
 @pytest.fixture(scope="module")
 def loaded(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
     """A fused decoder of few slots and small pieces, with two adapters."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -282,11 +283,10 @@ def test_engine_that_has_crashed_is_a_503_that_says_when_to_come_back(
     assert '"type":"overloaded_error"' in last
 
 
+@pytest.mark.parametrize("streamed", [False, True], ids=["a whole answer", "a stream without its first piece"])
 def test_caller_that_disconnects_takes_its_request_along(
-    app: FastAPI, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+    streamed: bool, app: FastAPI, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import json
-
     left = asyncio.Event()
     cancelled: list[bool] = []
 
@@ -298,10 +298,17 @@ def test_caller_that_disconnects_takes_its_request_along(
             cancelled.append(True)
             raise
 
+    async def never_a_piece(_: Any) -> AsyncIterator[str]:
+        await never(_)
+        yield ""
+
     monkeypatch.setattr(engine, "submit", never)
+    monkeypatch.setattr(engine, "stream", never_a_piece)
+    chat = {"model": "automotive-sales", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+    path, body = ("/v1/chat/completions", chat) if streamed else (PROMPTS, LEAD)
 
     async def leave() -> None:
-        messages = [{"type": "http.request", "body": json.dumps(LEAD).encode(), "more_body": False}]
+        messages = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}]
 
         async def receive() -> dict[str, Any]:
             if messages:
@@ -313,7 +320,7 @@ def test_caller_that_disconnects_takes_its_request_along(
             pass
 
         scope = {
-            "type": "http", "method": "POST", "path": PROMPTS, "query_string": b"", "root_path": "",
+            "type": "http", "method": "POST", "path": path, "query_string": b"", "root_path": "",
             "headers": [(b"content-type", b"application/json")],
         }  # fmt: skip
         await asyncio.wait_for(app(scope, receive, send), 20)
