@@ -21,7 +21,7 @@ from neuroweaver.inference import attention, decoding, grammar, kernels, llama, 
 from neuroweaver.inference.decoding import Decoder, Prompt
 from neuroweaver.inference.kernels import best_precision
 
-_PARTS: dict[str, list[tuple[Any, str]]] = {
+PARTS: dict[str, list[tuple[Any, str]]] = {
     "products with the base model's weights": [(kernels.Int8Linear, "__call__"), (kernels.DenseLinear, "__call__")],
     "adapters": [(lora_slices.NativeSlices, "add"), (lora_slices.TorchSlices, "add")],
     "attention": [(attention.NativeAttention, "__call__"), (attention.GridAttention, "__call__")],
@@ -88,7 +88,7 @@ class _Clock:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            for part, places in _PARTS.items():
+            for part, places in PARTS.items():
                 for owner, name in places:
                     stack.enter_context(mock.patch.object(owner, name, self._timed(part, getattr(owner, name))))
             yield

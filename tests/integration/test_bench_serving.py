@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import serving
+from benchmarks import serving, soak, step_profile
 from neuroweaver.errors import TrainingError
 
 
@@ -44,3 +44,24 @@ def test_a_server_that_does_not_start_is_named_with_its_last_words(tiny_base: Pa
         serving.run(
             tmp_path, systems=("nonesuch",), adapters=(1,), concurrency=(1,), requests=4, base_name=str(tiny_base)
         )
+
+
+def test_a_soak_tells_how_memory_went_and_answers_what_arrived(tiny_base: Path, tmp_path: Path) -> None:
+    result = soak.run(tmp_path, minutes=0.15, base_name=str(tiny_base))
+
+    assert result["answered"] > 0
+    assert 0.15 <= result["minutes"] < 2
+    assert 0 < result["memory_mib"]["warm"] <= result["memory_mib"]["most"]
+    assert result["setup"]["adapters"] == soak.ADAPTERS
+    assert json.loads(json.dumps(result)) == result
+    assert f"{result['slope_mib_per_hour']:+.1f}" in soak.table(result)[2]
+
+
+def test_a_profile_gives_every_part_of_a_step_its_time(tiny_base: Path, tmp_path: Path) -> None:
+    found = step_profile.run(tmp_path, adapters=2, rows=3, requests=4, base_name=str(tiny_base))
+
+    assert set(found["parts"]) == set(step_profile.PARTS)
+    assert sum(part["share"] for part in found["parts"].values()) == pytest.approx(1, abs=0.01)
+    assert sum(part["ms_per_step"] for part in found["parts"].values()) == pytest.approx(found["ms_per_step"], rel=0.02)
+    assert found["steps"] > 0
+    assert len(step_profile.table(found)) == 4 + len(found["parts"])
