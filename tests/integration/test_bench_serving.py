@@ -11,10 +11,12 @@ from benchmarks import serving, soak, step_profile
 from neuroweaver.errors import TrainingError
 
 
-def test_every_system_is_asked_the_same_and_compared_with_ours(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def long_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "MAX_TOKENS", 700)  # of the tiny tokenizer, one a byte
+
+
+def test_every_system_is_asked_the_same_and_compared_with_ours(tiny_base: Path, tmp_path: Path) -> None:
     said: list[str] = []
 
     result = serving.run(
