@@ -90,9 +90,13 @@ def run(
     vllm: Path | None = None,
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
-    """Every system with every number of adapters and callers. Raises TrainingError where a server does not start."""
+    """Every system with every number of adapters and callers, and which were left out because they failed.
+
+    Raises TrainingError where none gave a figure.
+    """
     base = base_model.fetch(base_name, home)
     figures: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         folders = make_adapters(base, Path(scratch), max(adapters), seed)
         for system in [*systems, *(["vllm"] if vllm else [])]:
@@ -100,24 +104,49 @@ def run(
                 if (system == "llamacpp" and count > 1) or (count == 0 and not system.startswith("ours")):
                     continue
                 chosen = dict(list(folders.items())[:count])
-                with server(system, base, chosen, vllm) as (address, process):
-                    work = workload(
-                        [*chosen] if chosen and system != "llamacpp" else ["base"],
-                        seed,
-                        schema=system != "transformers",
-                    )
-                    asyncio.run(drive(address, work[:4], 4))  # warm up
-                    for callers in concurrency:
-                        found, seconds = asyncio.run(
-                            drive(address, work[: max(requests if callers > 1 else requests // 4, callers)], callers)
-                        )
-                        figures.append(_figures(system, count, callers, None, found, seconds, process))
-                        say(_line(figures[-1]))
-                    for rate in rates if count == _usual(adapters) else ():
-                        found, seconds = asyncio.run(_arrive(address, work[:requests], rate, seed))
-                        figures.append(_figures(system, count, None, rate, found, seconds, process))
-                        say(_line(figures[-1]))
-    return {"figures": figures, "ratios": _ratios(figures), "setup": setup(base, requests, seed)}
+                loads = [(callers, None) for callers in concurrency]
+                loads += [(None, rate) for rate in rates if count == _usual(adapters)]
+                try:
+                    with server(system, base, chosen, vllm) as (address, process):
+                        work = _work_for(system, chosen, seed)
+                        asyncio.run(drive(address, work[:4], 4))  # warm up
+                        for callers, rate in loads:
+                            found, seconds = asyncio.run(_answers_to(address, work, callers, rate, requests, seed))
+                            figures.append(_figures(system, count, callers, rate, found, seconds, process))
+                            say(_line(figures[-1]))
+                except (TrainingError, httpx.HTTPError, ExceptionGroup) as error:
+                    if isinstance(error, ExceptionGroup):
+                        error = error.exceptions[0]
+                    left_out.append({"system": system, "adapters": count, "reason": str(error) or type(error).__name__})
+                    say(f"{system:<13} {count:>2} adapters: left out: {left_out[-1]['reason']}")
+    if not figures:
+        raise TrainingError(left_out[0]["reason"] if left_out else "nothing to measure")
+    ratios = _ratios(figures)
+    return {"figures": figures, "ratios": ratios, "left_out": left_out, "setup": setup(base, requests, seed)}
+
+
+async def _answers_to(
+    address: str, work: Sequence[Asked], callers: int | None, rate: float | None, requests: int, seed: int
+) -> tuple[list[Answered], float]:
+    if callers is None:
+        return await _arrive(address, work[:requests], rate or 1, seed)
+    return await drive(address, work[: max(requests if callers > 1 else requests // 4, callers)], callers)
+
+
+def _work_for(system: str, adapters: dict[str, Path], seed: int) -> list[Asked]:
+    """The workload in the words that a system understands."""
+    names = [*adapters] if adapters and system != "llamacpp" else ["base"]
+    work = workload(names, seed, schema=system != "transformers")
+    if system == "llamacpp":  # its tuples are closed without being told, and it refuses to be told
+        for asked in work:
+            asked.body["response_format"] = _without_closed_items(asked.body["response_format"])
+    return work
+
+
+def _without_closed_items(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {key: _without_closed_items(child) for key, child in node.items() if (key, child) != ("items", False)}
+    return [_without_closed_items(child) for child in node] if isinstance(node, list) else node
 
 
 def _usual(adapters: Sequence[int]) -> int:
@@ -386,6 +415,7 @@ def table(result: dict[str, Any]) -> list[str]:
             f"| {f['per_token_p50_ms']:.1f}, {f['per_token_p99_ms']:.1f} "
             f"| {f['answer_p50_ms']:.0f}, {f['answer_p99_ms']:.0f} | {f['valid']:.0%} | {f['memory_mib']} |"
         )
+    lines += ["", *(f"Left out: {f['system']}, {f['adapters']} adapters: {f['reason']}" for f in result["left_out"])]
     lines += ["", "Setup: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["setup"].items())]
     return lines
 

@@ -41,6 +41,20 @@ def test_every_system_is_asked_the_same_and_compared_with_ours(tiny_base: Path, 
     assert sum(line.startswith(("| ours", "| transformers")) for line in serving.table(result)) == 6
 
 
+def test_a_system_that_fails_is_left_out_and_the_others_keep_their_figures(tiny_base: Path, tmp_path: Path) -> None:
+    result = serving.run(
+        tmp_path, systems=("nonesuch", "ours"), adapters=(1,), concurrency=(2,), rates=(), requests=4,
+        base_name=str(tiny_base),
+    )  # fmt: skip
+
+    assert [f["system"] for f in result["figures"]] == ["ours"]
+    (left_out,) = result["left_out"]
+    assert (left_out["system"], left_out["adapters"]) == ("nonesuch", 1)
+    assert any(
+        line.startswith("Left out: nonesuch, 1 adapters: nonesuch does not start") for line in serving.table(result)
+    )
+
+
 def test_a_server_that_does_not_start_is_named_with_its_last_words(tiny_base: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="nonesuch does not start: .*nonesuch"):
         serving.run(
