@@ -104,7 +104,7 @@ def run(
                 if (system == "llamacpp" and count > 1) or (count == 0 and not system.startswith("ours")):
                     continue
                 chosen = dict(list(folders.items())[:count])
-                loads = [(callers, None) for callers in concurrency]
+                loads: list[tuple[int | None, float | None]] = [(callers, None) for callers in concurrency]
                 loads += [(None, rate) for rate in rates if count == _usual(adapters)]
                 try:
                     with server(system, base, chosen, vllm) as (address, process):
@@ -415,7 +415,8 @@ def table(result: dict[str, Any]) -> list[str]:
             f"| {f['per_token_p50_ms']:.1f}, {f['per_token_p99_ms']:.1f} "
             f"| {f['answer_p50_ms']:.0f}, {f['answer_p99_ms']:.0f} | {f['valid']:.0%} | {f['memory_mib']} |"
         )
-    lines += ["", *(f"Left out: {f['system']}, {f['adapters']} adapters: {f['reason']}" for f in result["left_out"])]
+    for f in result["left_out"]:
+        lines += ["", f"Left out: {f['system']}, {f['adapters']} adapters: {f['reason']}"]
     lines += ["", "Setup: " + ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in result["setup"].items())]
     return lines
 
