@@ -32,4 +32,4 @@ def choose(key: str, weights: Mapping[str, float]) -> str:
 def _uniform(key: str, name: str) -> float:
     """A number between 0 and 1, neither included, that only depends on the two."""
     digest = blake2b(f"{len(key)}:{key}{name}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    return ((int.from_bytes(digest, "big") >> (64 - _BITS)) + 0.5) / 2**_BITS
+    return ((int.from_bytes(digest, "big") >> (64 - _BITS)) + 0.5) / 2.0**_BITS
