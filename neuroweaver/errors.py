@@ -26,6 +26,10 @@ class ConflictError(UsageError):
     """The call does not fit the state that something is in, or another process was first; nothing was changed."""
 
 
+class StaleError(ConflictError):
+    """The caller has seen an older state than there is, and asked that nothing be changed then."""
+
+
 class InputError(NeuroWeaverError, ValueError):
     """A file that was given can't be used."""
 

@@ -66,6 +66,9 @@ class Settings(BaseSettings):
         default_factory=dict, description="per model type, or `default`: what a million tokens cost"
     )
     request_timeout_seconds: float = Field(60, gt=0, description="deadline of one request")
+    routing_by_performance: bool = Field(
+        False, description="deployments that are slower or fail more often get less of the traffic than their weight"
+    )
     upstreams: dict[UpstreamName, UpstreamSettings] = Field(
         default_factory=dict, description="OpenAI-compatible servers that answer under a name of ours"
     )

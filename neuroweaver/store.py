@@ -1,4 +1,4 @@
-"""The store: durable jobs and events in SQLite, or in PostgreSQL, through the same statements."""
+"""The store: durable jobs, events and deployments in SQLite, or in PostgreSQL, through the same statements."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sqlalchemy import (
     Boolean,
     Column,
     Connection,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -28,6 +29,7 @@ from sqlalchemy import (
     insert,
     inspect,
     select,
+    text,
 )
 from sqlalchemy import exc as sql
 from sqlalchemy.engine import URL, Engine, make_url
@@ -96,6 +98,30 @@ EVENTS = Table(
     Index("ix_events_channel", "channel", "id"),
     Index("ix_events_job", "job_id", "id"),
 )
+_UNFINISHED = text("state IN ('deploying', 'active', 'draining')")
+DEPLOYMENTS = Table(
+    "deployments",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("model_id", String(255), nullable=False),
+    Column("model_type", String(64), nullable=False),
+    Column("environment", String(16), nullable=False),
+    Column("weight", Float, nullable=False),
+    Column("max_concurrency", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("folder", Text),
+    Column("facts", JSON, nullable=False),
+    Column("created_at", String(32), nullable=False, index=True),
+    Column("updated_at", String(32), nullable=False),
+    Column("active_at", String(32)),
+    Column("ended_at", String(32)),
+    Index(
+        "ix_deployments_once", "model_id", "environment", unique=True,
+        sqlite_where=_UNFINISHED, postgresql_where=_UNFINISHED,
+    ),
+)  # fmt: skip
 
 
 class Store:
@@ -152,10 +178,13 @@ class Store:
             )
 
     def _version(self) -> int | None:
+        """None where tables are missing: all of them, or those that came later, which older programs do not mind."""
         with self.read() as connection:
-            if not inspect(connection).has_table(NUMBERS.name):
+            tables = set(inspect(connection).get_table_names())
+            if NUMBERS.name not in tables:
                 return None
-            return connection.scalar(select(NUMBERS.c.value).where(NUMBERS.c.name == VERSION))
+            version = connection.scalar(select(NUMBERS.c.value).where(NUMBERS.c.name == VERSION))
+            return None if version == SCHEMA_VERSION and not tables >= METADATA.tables.keys() else version
 
     def _create(self) -> None:
         if self._is_sqlite:

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import FastAPI
 
+from neuroweaver.deployments import Deployments
 from neuroweaver.settings import Settings
-from serving.api import errors, health, models, openai, prompts
+from neuroweaver.store import open_store
+from serving import registry
+from serving.api import deployments, errors, health, models, openai, prompts, routing
 from serving.api.bodies import BodyLimit
 from serving.catalog import Catalog
+from serving.chat import Chats
 from serving.engine.protocol import Engine
+from serving.fleet import Fleet
+from serving.router import Router
 
 PREFIX = "/api/v1"
 
 
-def create_app(engine: Engine, catalog: Catalog, settings: Settings, base_name: str = "base") -> FastAPI:
-    """`base_name` is what OpenAI's clients call the base model."""
+def create_app(
+    engine: Engine, catalog: Catalog, settings: Settings, base_name: str = "base", fleet: Fleet | None = None
+) -> FastAPI:
+    """`base_name` is what OpenAI's clients call the base model; a `fleet` that is not given has no deployments yet.
+
+    Raises what `open_store` raises where no `fleet` is given.
+    """
+    fleet = fleet or create_fleet(engine, catalog, settings)
+    requests = Router(
+        catalog, fleet, settings.request_timeout_seconds, by_performance=settings.routing_by_performance
+    )  # fmt: skip
     app = FastAPI(title="NeuroWeaver", description="Automotive models, fine-tuned and served.")
     errors.install(app)
     app.add_middleware(BodyLimit)
     app.include_router(health.router(engine))
     app.include_router(models.router(catalog, settings), prefix=PREFIX)
-    app.include_router(prompts.router(engine, catalog, settings), prefix=PREFIX)
-    app.include_router(openai.router(engine, catalog, settings, base_name))
+    app.include_router(deployments.router(fleet), prefix=PREFIX)
+    app.include_router(routing.router(requests, catalog), prefix=PREFIX)
+    app.include_router(prompts.router(engine, catalog, requests, settings), prefix=PREFIX)
+    app.include_router(openai.router(Chats(engine, requests, settings), catalog, settings, base_name))
     return app
+
+
+def create_fleet(engine: Engine, catalog: Catalog, settings: Settings) -> Fleet:
+    """The deployments of the settings' store; `Fleet.restore` brings them up. Raises what `open_store` raises."""
+    return Fleet(engine, catalog, Deployments(open_store(settings)), partial(registry.version, settings))

@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from neuroweaver import adapter
 from neuroweaver.adapter import ModelRef
@@ -72,22 +74,40 @@ class Record:
 
 
 class Catalog:
-    """The served models. The first of a model type answers for the type: its champion, or else an upstream."""
+    """The served models. The first of a model type answers for the type: its champion, or else an upstream.
+
+    Models that are only there because somebody deployed them never do; they are asked by their id, or by the router.
+    """
 
     def __init__(self, models: Iterable[ServedModel] = ()) -> None:
         self._models = {model.id: model for model in models}
+        self._deployed: dict[str, ServedModel] = {}
         self._records: dict[str, Record] = {}
         self._lock = threading.Lock()
 
     def all(self) -> list[ServedModel]:
-        return list(self._models.values())
+        return list((self._models | self._deployed).values())
+
+    def add_deployed(self, model: ServedModel) -> None:
+        if model.id not in self._models:
+            self._deployed[model.id] = model
+
+    def remove_deployed(self, model_id: str) -> None:
+        self._deployed.pop(model_id, None)
+
+    def serves_anyway(self, model_id: str) -> bool:
+        """Whether the model is there without a deployment."""
+        return model_id in self._models
 
     def find(self, name: str) -> ServedModel:
         """The model with the id `name`, or the one that answers for the model type `name`. Raises NotFoundError."""
         for model in self._models.values():
             if name in (model.id, model.model_type):
                 return model
-        raise NotFoundError(f"no model {name!r} is deployed; deployed: {', '.join(self._models) or 'none'}")
+        if name in self._deployed:
+            return self._deployed[name]
+        known = ", ".join(model.id for model in self.all())
+        raise NotFoundError(f"no model {name!r} is deployed; deployed: {known or 'none'}")
 
     def champion(self, model_type: str) -> ServedModel:
         """Raises NotFoundError, saying how to get one."""
@@ -118,7 +138,7 @@ def load_champions(engine: Engine, champions: Iterable[Champion]) -> list[Served
         name = str(ModelRef(champion.model_type, champion.version))
         try:
             engine.load(name, champion.folder)
-            served.append(_describe(champion, name))
+            served.append(describe(name, champion.folder, facts(champion)))
         except Exception as error:  # a foreign file can be wrong in any way, and must not stop the service
             _log.error("%s is left out: %s: %s", name, type(error).__name__, str(error).split("\n")[0])
     return served
@@ -138,16 +158,28 @@ def describe_upstreams(upstreams: Mapping[str, UpstreamSettings]) -> list[Served
     ]
 
 
-def _describe(champion: Champion, name: str) -> ServedModel:
+def facts(champion: Champion) -> dict[str, Any]:
+    """What the registry says of a version, as plain values."""
+    return {
+        "accuracy": min(max(_number(champion, "accuracy"), 0.0), 1.0),
+        "dataset_rows": int(_number(champion, "dataset_rows")),
+        "trained_at": champion.tags.get("trained_at"),
+        "training_seconds": _number(champion, "training_seconds"),
+    }
+
+
+def describe(name: str, folder: Path, known: Mapping[str, Any]) -> ServedModel:
+    """The model `type@version` whose adapter is in `folder`, of which `facts` are known.
+
+    Raises NotFoundError where the folder holds no adapter, IntegrityError where its bytes are not those recorded.
+    """
+    ref = adapter.parse_ref(name)
     return ServedModel(
         id=name,
-        model_type=champion.model_type,
-        version=champion.version,
-        tasks=adapter.read_manifest(champion.folder).tasks,
-        accuracy=min(max(_number(champion, "accuracy"), 0.0), 1.0),
-        dataset_rows=int(_number(champion, "dataset_rows")),
-        trained_at=champion.tags.get("trained_at"),
-        training_seconds=_number(champion, "training_seconds"),
+        model_type=ref.model_type,
+        version=ref.version,
+        tasks=adapter.read_manifest(folder).tasks,
+        **known,
     )
 
 

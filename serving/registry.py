@@ -1,4 +1,4 @@
-"""The model registry as serving sees it: the champions, read and never written. The only MLflow of `serving`."""
+"""The model registry as serving sees it: its versions, read and never written. The only MLflow of `serving`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
+from neuroweaver.errors import ConflictError, NeuroWeaverError, NotFoundError
 from neuroweaver.settings import Settings
 from neuroweaver.vocabulary import MODEL_TYPES
 
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Champion:
-    """The version of `model_type` that has passed the gate; `folder` holds its adapter."""
+    """A version of `model_type`, mostly the one that has passed the gate; `folder` holds its adapter."""
 
     model_type: str
     version: int
@@ -40,15 +41,11 @@ def champions(settings: Settings) -> list[Champion]:
     A registry that was never written holds none, and is not made by looking. One that can't be reached, or an
     adapter that can't be fetched, is logged: serving starts with what there is.
     """
-    uri = settings.tracking_uri
-    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).is_file():
+    client = _client(settings)
+    if client is None:
         return []
-    # MLflow would otherwise report usage to its makers; nothing about a dealership leaves its machine.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
 
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     found = []
     try:
         registered = client.search_registered_models()
@@ -65,11 +62,49 @@ def champions(settings: Settings) -> list[Champion]:
     return found
 
 
+def version(settings: Settings, model_type: str, number: int) -> Champion:
+    """One version, champion or not.
+
+    Raises NotFoundError where there is none, ConflictError for one that the gate has rejected and nobody has promoted
+    all the same, and NeuroWeaverError where the registry or the adapter is out of reach.
+    """
+    name = f"{model_type}@{number}"
+    client = _client(settings)
+    if client is None:
+        raise NotFoundError(f"no model {name!r}: nothing is registered yet, run `make train`")
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = _champion(client, model_type, str(number), settings)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            raise NotFoundError(f"no model {name!r} is registered") from None
+        raise NeuroWeaverError(f"the model registry can't be read: {_first_line(error)}") from error
+    except OSError as error:
+        raise NeuroWeaverError(f"{name} can't be fetched: {_first_line(error)}") from error
+    if found.tags.get("gate") == "rejected" and "promoted_at" not in found.tags:
+        why = found.tags.get("gate_reason", "no reason was recorded")
+        raise ConflictError(f"the gate has rejected {name}: {why}")
+    return found
+
+
+def _client(settings: Settings) -> Any:
+    """None where the registry was never written."""
+    uri = settings.tracking_uri
+    if uri.startswith(_SQLITE) and not Path(uri.removeprefix(_SQLITE)).is_file():
+        return None
+    # MLflow would otherwise report usage to its makers; nothing about a dealership leaves its machine.
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
 def _champion(client: Any, model_type: str, number: str, settings: Settings) -> Champion:
-    version = client.get_model_version(model_type, number)
-    metrics = dict(client.get_run(version.run_id).data.metrics) if version.run_id else {}
-    folder = _folder(str(version.source), f"{model_type}-{number}", settings)
-    return Champion(model_type, int(number), folder, dict(version.tags), metrics)
+    found = client.get_model_version(model_type, number)
+    metrics = dict(client.get_run(found.run_id).data.metrics) if found.run_id else {}
+    folder = _folder(str(found.source), f"{model_type}-{number}", settings)
+    return Champion(model_type, int(number), folder, dict(found.tags), metrics)
 
 
 def _folder(source: str, name: str, settings: Settings) -> Path:

@@ -20,7 +20,7 @@ from neuroweaver import base_model, settings
 from neuroweaver.settings import Settings
 from serving import registry
 from serving.api.errors import error_response
-from serving.app import create_app
+from serving.app import create_app, create_fleet
 from serving.catalog import Catalog, describe_upstreams, load_champions
 from serving.engine.messages import EngineSetup
 from serving.engine.protocol import EngineAnswer, EngineRequest
@@ -76,14 +76,17 @@ class NeuroWeaver:
                 return
             engine.wait_until_ready()
             served = load_champions(engine, registry.champions(chosen))
+            upstreams = open_upstreams(chosen.upstreams, taken={base.title})
+            served += describe_upstreams({name: chosen.upstreams[name] for name in upstreams})
+            engines, catalog = Engines(engine, upstreams), Catalog(served)
+            fleet = create_fleet(engines, catalog, chosen)
+            fleet.restore()
         except Exception as error:
             if not self._stopping:
                 self._fail(f"the models can't be loaded: {error}")
             return
-        upstreams = open_upstreams(chosen.upstreams, taken={base.title})
-        served += describe_upstreams({name: chosen.upstreams[name] for name in upstreams})
-        front.app = create_app(Engines(engine, upstreams), Catalog(served), chosen, base.title)
-        _log.info("serving %s on %s", ", ".join(model.id for model in served) or "no models yet", base.title)
+        front.app = create_app(engines, catalog, chosen, base.title, fleet)
+        _log.info("serving %s on %s", ", ".join(model.id for model in catalog.all()) or "no models yet", base.title)
 
     def _start(self, chosen: Settings) -> RemoteEngine | None:
         with self._lock:

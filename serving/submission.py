@@ -1,10 +1,10 @@
-"""A prompt submission: from a request's words to the model that answers it, and to the answer."""
+"""A prompt submission: from a request's words to what it demands of a model, and to the answer."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any
@@ -14,26 +14,30 @@ from neuroweaver import answers, prompts, responses, tasks
 from neuroweaver.contracts import AIResponse, PromptSubmissionRequest, ResponseMetadata
 from neuroweaver.errors import UsageError
 from neuroweaver.readings import Reading
+from neuroweaver.routing.candidates import Demand, Override
 from neuroweaver.settings import Settings
 from neuroweaver.tasks import Column, Task
+from neuroweaver.vocabulary import MODEL_TYPES
 from serving.catalog import Catalog, ServedModel
 from serving.engine.protocol import Engine, EngineAnswer, EngineRequest, Message
+from serving.router import Router
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A request that can be answered: its task, the model for it, and the input columns."""
+    """A request that is in order: its task, its prompt, the input columns, and what it asks of a model."""
 
     task: Task
-    model: ServedModel
+    prompt: str
     row: Mapping[str, Any]
+    demand: Demand
     timeout_seconds: float
 
 
 def prepare(request: PromptSubmissionRequest, catalog: Catalog, settings: Settings) -> Submission:
-    """Raises UsageError where the request can't be answered as it is, NotFoundError where no model is there."""
+    """Raises UsageError where the request is not in order, NotFoundError for an unknown preferred model."""
     task = tasks.task_of_template(request.prompt_template)
     if request.agent_type != task.department:
         raise UsageError(
@@ -41,44 +45,60 @@ def prepare(request: PromptSubmissionRequest, catalog: Catalog, settings: Settin
         )
     prompts.check_variables(task, request.variables)
     row = _row(task, request.variables)
+    prompt = prompts.user_turn(task, row)
+    limit = request.routing.max_response_time
+    seconds = None if limit is None else limit / 1000
+    demand = Demand(
+        request.context.customer_id or uuid4().hex,
+        task.model_type,
+        task=task.name,
+        input_length=len(prompt),
+        max_cost_usd=request.routing.max_cost,
+        max_seconds=seconds,
+    )
     preferred = request.routing.preferred_model
-    model = catalog.champion(task.model_type) if preferred is None else catalog.find(preferred)
-    if task.name not in model.tasks:
-        raise UsageError(f"{model.id} was not trained for {task.name}; its tasks: {', '.join(model.tasks)}")
+    if preferred in MODEL_TYPES:
+        demand = replace(demand, model_type=preferred)
+    elif preferred is not None:
+        demand = replace(demand, override=Override(catalog.find(preferred).id, "the request prefers it"))
     timeout = settings.request_timeout_seconds
-    if request.routing.max_response_time is not None:
-        timeout = min(timeout, request.routing.max_response_time / 1000)
-    return Submission(task, model, row, timeout)
+    return Submission(task, prompt, row, demand, timeout if seconds is None else min(timeout, seconds))
 
 
-async def answer(request: PromptSubmissionRequest, engine: Engine, catalog: Catalog, settings: Settings) -> AIResponse:
-    """Raises what `prepare` and `Engine.submit` raise, and InvalidAnswerError."""
+async def answer(
+    request: PromptSubmissionRequest, engine: Engine, catalog: Catalog, router: Router, settings: Settings
+) -> AIResponse:
+    """Raises what `prepare`, `Router.begin` and `Engine.submit` raise, and InvalidAnswerError."""
     submission = prepare(request, catalog, settings)
-    task, model = submission.task, submission.model
+    task = submission.task
     started = monotonic()
-    answered, cost = False, 0.0
+
+    async def ask(model: ServedModel, seconds: float) -> EngineAnswer:
+        begun = monotonic()
+        turns = (Message("user", submission.prompt),)
+        try:
+            return await engine.submit(EngineRequest(turns, model.id, seconds, schema=answers.schema(task)))
+        except BaseException:
+            catalog.note(model.id, monotonic() - begun, answered=False)
+            raise
+
+    turn, answer = await router.begin(submission.demand, submission.timeout_seconds, ask)
+    answered = False
+    cost = settings.price_of(turn.model.id).of(answer.prompt_tokens, answer.answer_tokens)
     try:
-        answer = await engine.submit(
-            EngineRequest(
-                (Message("user", prompts.user_turn(task, submission.row)),),
-                model.id,
-                submission.timeout_seconds,
-                schema=answers.schema(task),
-            )
-        )
         known = {"vin": request.context.vehicle_id, **submission.row}
-        cost = settings.price_of(model.id).of(answer.prompt_tokens, answer.answer_tokens)
         reading = responses.read(task, answer.text, known if _has_vin_input(task) else submission.row)
         answered = True
     finally:
-        catalog.note(model.id, monotonic() - started, answered=answered, cost_usd=cost)
-    return _respond(submission, answer, reading, monotonic() - started, cost)
+        turn.end(answered, cost)
+        catalog.note(turn.model.id, monotonic() - started, answered=answered, cost_usd=cost)
+    return _respond(submission, turn.model, answer, reading, monotonic() - started, cost)
 
 
 def _respond(
-    submission: Submission, answer: EngineAnswer, reading: Reading, seconds: float, cost_usd: float
+    submission: Submission, model: ServedModel, answer: EngineAnswer, reading: Reading, seconds: float, cost_usd: float
 ) -> AIResponse:
-    task, model = submission.task, submission.model
+    task = submission.task
     request_id = f"req_{uuid4().hex}"
     _log.info(
         "%s %s answered by %s in %.0f ms (%d + %d tokens)",

@@ -102,7 +102,10 @@ class TransformersRunner:
         with self._in_use:
             if name not in getattr(self.model, "peft_config", {}):
                 raise NotFoundError(f"adapter {name!r} is not loaded")
-            self.model.delete_adapter(name)
+            if len(self.model.peft_config) > 1 or self._base is None:
+                self.model.delete_adapter(name)
+            else:  # PEFT can't run without any
+                self.model, _ = base_model.load(self._base)
 
     def open(self) -> int:
         slot = next((slot for slot in range(self.slots) if slot not in self._caches), None)

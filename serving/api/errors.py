@@ -14,24 +14,30 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from neuroweaver.contracts import ErrorBody
-from neuroweaver.errors import NeuroWeaverError, NotFoundError, UsageError
+from neuroweaver.errors import ConflictError, NeuroWeaverError, NotFoundError, StaleError, StorageError, UsageError
 from serving.engine.protocol import DeadlineError, EngineClosedError, TryAgainError
+from serving.limiter import LimitReachedError
 
 _CODES = {
     400: ("malformed", "the request can't be read"),
     404: ("not_found", "not found"),
     405: ("method_not_allowed", "this method is not allowed here"),
+    409: ("conflict", "the request does not fit the state that this is in"),
+    412: ("stale", "this has changed since it was read"),
     413: ("too_large", "the body is too large"),
     415: ("wrong_media_type", "the body must be application/json"),
     422: ("invalid_content", "the request is not valid"),
+    429: ("limit_reached", "as many requests as this may have are under way"),
     499: ("caller_gone", "the caller went away"),
     500: ("internal", "the request failed on our side"),
     503: ("unavailable", "no capacity for this request now"),
     504: ("deadline_exceeded", "no answer in time"),
+    507: ("disk_full", "nothing can be stored"),
 }
 _log = logging.getLogger(__name__)
 
 
+_STATUSES = {NotFoundError: 404, StaleError: 412, ConflictError: 409, StorageError: 507}  # the special first
 _KINDS = {404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
 
 
@@ -115,13 +121,15 @@ async def _ours(request: Request, error: Exception) -> JSONResponse:
 def _status(error: NeuroWeaverError) -> tuple[int, dict[str, str]]:
     """The status of an error of ours, and the headers that go with it."""
     if isinstance(error, TryAgainError):
-        return 503, {"Retry-After": str(error.retry_after_seconds)}
+        status = 429 if isinstance(error, LimitReachedError) else 503
+        return status, {"Retry-After": str(error.retry_after_seconds)}
     if isinstance(error, EngineClosedError):
         return 503, {"Retry-After": "5"}
     if isinstance(error, DeadlineError):
         return 504, {}
-    if isinstance(error, NotFoundError):
-        return 404, {}
+    for kind, status in _STATUSES.items():
+        if isinstance(error, kind):
+            return status, {}
     return (422 if isinstance(error, UsageError) else 500), {}
 
 

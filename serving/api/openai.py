@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
+from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
@@ -13,7 +14,9 @@ from starlette.responses import Response
 
 from neuroweaver.errors import NeuroWeaverError
 from neuroweaver.inference.sampling import Sampling
-from neuroweaver.settings import Settings
+from neuroweaver.routing.candidates import Demand, Override
+from neuroweaver.settings import Price, Settings
+from neuroweaver.vocabulary import MODEL_TYPES
 from serving.api.bodies import require_json
 from serving.api.callers import while_connected
 from serving.api.errors import openai_error
@@ -34,60 +37,54 @@ from serving.api.openai_shapes import (
     Usage,
 )
 from serving.catalog import Catalog
-from serving.engine.protocol import Engine, EngineAnswer, EngineRequest, Message
+from serving.chat import Chats
+from serving.engine.protocol import EngineAnswer, EngineRequest, Message
 
 ANSWER_TOKENS = 1024  # where the caller sets no limit
 
 
-def router(engine: Engine, catalog: Catalog, settings: Settings, base_name: str) -> APIRouter:
+def router(chats: Chats, catalog: Catalog, settings: Settings, base_name: str) -> APIRouter:
     routes = APIRouter(tags=["openai"], prefix="/v1")
 
     @routes.post("/chat/completions", dependencies=[Depends(require_json)], response_model=ChatCompletion)
     async def complete(body: ChatCompletionRequest, request: Request) -> Response:
         """Continue a conversation by a model, its adapter, or the base model."""
-        adapter = None if body.model == base_name else catalog.find(body.model).id
-        asked = _asked(body, adapter, settings)
-        naming = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": adapter or base_name}
-        price = settings.price_of(adapter)
+        demand = None if body.model == base_name else _demand(body, catalog)
+        naming: dict[str, Any] = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time())}
 
-        def usage(answer: EngineAnswer) -> Usage:
-            return Usage(
-                prompt_tokens=answer.prompt_tokens,
-                completion_tokens=answer.answer_tokens,
-                total_tokens=answer.prompt_tokens + answer.answer_tokens,
-                prompt_tokens_details=PromptTokensDetails(cached_tokens=answer.cached_tokens),
-                completion_tokens_details=CompletionTokensDetails(forced_tokens=answer.forced_tokens),
-                cost=price.of(answer.prompt_tokens, answer.answer_tokens),
-            )
+        def ask(adapter: str | None, seconds: float) -> EngineRequest:
+            return _asked(body, adapter, seconds)
 
         if not body.stream:
-            answer = await while_connected(request, engine.submit(asked))
+            adapter, answer = await while_connected(request, chats.answer(demand, ask))
+            price = settings.price_of(adapter)
             choice = Choice(
                 message=AnswerMessage(content=answer.text),
                 finish_reason=_reason(answer),
                 logprobs=_logprobs(body, answer),
             )
-            whole = ChatCompletion(**naming, choices=[choice], usage=usage(answer))
+            whole = ChatCompletion(**naming, model=adapter or base_name, choices=[choice], usage=_usage(answer, price))
             return Response(whole.model_dump_json(), media_type="application/json")
 
-        pieces = engine.stream(asked)
-        first = await while_connected(request, _first(pieces))  # what can't be answered has a status of its own
+        # What can't be answered at all has a status of its own.
+        adapter, pieces = await while_connected(request, chats.stream(demand, ask))
+        price = settings.price_of(adapter)
 
         def chunk(choices: list[ChunkChoice], total: Usage | None = None) -> str:
-            made = ChatCompletionChunk(**naming, choices=choices, usage=total)
+            made = ChatCompletionChunk(**naming, model=adapter or base_name, choices=choices, usage=total)
             return f"data: {made.model_dump_json(exclude_none=True)}\n\n"
 
         async def events() -> AsyncIterator[str]:
             yield chunk([ChunkChoice(delta=Delta(role="assistant", content=""))])
             try:
-                async for piece in _again(first, pieces):
+                async for piece in pieces:
                     if isinstance(piece, str):
                         yield chunk([ChunkChoice(delta=Delta(content=piece))])
                         continue
                     end = ChunkChoice(delta=Delta(), finish_reason=_reason(piece), logprobs=_logprobs(body, piece))
                     yield chunk([end])
                     if body.stream_options is not None and body.stream_options.include_usage:
-                        yield chunk([], usage(piece))
+                        yield chunk([], _usage(piece, price))
                 yield "data: [DONE]\n\n"
             except NeuroWeaverError as error:
                 yield f"data: {openai_error(error)[1].model_dump_json()}\n\n"
@@ -118,12 +115,22 @@ def _base_card(name: str) -> ModelCard:
     return ModelCard(id=name, created=0)
 
 
-def _asked(body: ChatCompletionRequest, adapter: str | None, settings: Settings) -> EngineRequest:
+def _demand(body: ChatCompletionRequest, catalog: Catalog) -> Demand:
+    """A model type leaves the choice to the router, any other name is meant. Raises NotFoundError."""
+    key = body.user or uuid4().hex
+    length = sum(len(turn.text) for turn in body.messages)
+    if body.model in MODEL_TYPES:
+        return Demand(key, body.model, input_length=length)
+    model = catalog.find(body.model)
+    return Demand(key, model.model_type, input_length=length, override=Override(model.id, "the request names it"))
+
+
+def _asked(body: ChatCompletionRequest, adapter: str | None, seconds: float) -> EngineRequest:
     roles = {"developer": "system"}
     return EngineRequest(
         tuple(Message(roles.get(turn.role, turn.role), turn.text) for turn in body.messages),
         adapter,
-        settings.request_timeout_seconds,
+        seconds,
         schema=body.response_format.schema_to_keep if body.response_format else None,
         max_tokens=body.max_completion_tokens or body.max_tokens or ANSWER_TOKENS,
         sampling=Sampling(
@@ -133,16 +140,15 @@ def _asked(body: ChatCompletionRequest, adapter: str | None, settings: Settings)
     )
 
 
-async def _first(pieces: AsyncIterator[str | EngineAnswer]) -> str | EngineAnswer:
-    return await anext(pieces)
-
-
-async def _again(
-    first: str | EngineAnswer, rest: AsyncIterator[str | EngineAnswer]
-) -> AsyncIterator[str | EngineAnswer]:
-    yield first
-    async for piece in rest:
-        yield piece
+def _usage(answer: EngineAnswer, price: Price) -> Usage:
+    return Usage(
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.answer_tokens,
+        total_tokens=answer.prompt_tokens + answer.answer_tokens,
+        prompt_tokens_details=PromptTokensDetails(cached_tokens=answer.cached_tokens),
+        completion_tokens_details=CompletionTokensDetails(forced_tokens=answer.forced_tokens),
+        cost=price.of(answer.prompt_tokens, answer.answer_tokens),
+    )
 
 
 def _reason(answer: EngineAnswer) -> str:

@@ -1,0 +1,177 @@
+"""Deployments as everybody sees them: durable states, weights and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+from uuid import uuid4
+
+from sqlalchemy import Connection, Row, Select, func, insert, select, update
+
+from neuroweaver.errors import ConflictError, NotFoundError, StaleError
+from neuroweaver.routing.candidates import Environment
+from neuroweaver.store import DEPLOYMENTS, Store, storable, timestamp
+
+
+class DeploymentState(StrEnum):
+    DEPLOYING = "deploying"
+    ACTIVE = "active"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def ended(self) -> bool:
+        return self in (DeploymentState.STOPPED, DeploymentState.FAILED)
+
+
+MOVES: dict[DeploymentState, frozenset[DeploymentState]] = {
+    DeploymentState.DEPLOYING: frozenset({DeploymentState.ACTIVE, DeploymentState.FAILED, DeploymentState.DRAINING}),
+    DeploymentState.ACTIVE: frozenset({DeploymentState.DRAINING, DeploymentState.FAILED}),
+    DeploymentState.DRAINING: frozenset({DeploymentState.STOPPED}),
+    DeploymentState.STOPPED: frozenset(),
+    DeploymentState.FAILED: frozenset(),
+}
+UNFINISHED = tuple(state for state in DeploymentState if not state.ended)
+
+
+@dataclass(frozen=True)
+class DeploymentRecord:
+    """A deployment as stored. Times are RFC 3339 in UTC; `revision` grows with every change.
+
+    `folder` holds its adapter (None: the model is on an upstream), `facts` what the registry said of the model.
+    """
+
+    id: str
+    model_id: str
+    model_type: str
+    environment: Environment
+    weight: float
+    max_concurrency: int
+    state: DeploymentState
+    reason: str
+    revision: int
+    folder: str | None
+    facts: dict[str, Any]
+    created_at: str
+    updated_at: str
+    active_at: str | None
+    ended_at: str | None
+
+
+class Deployments:
+    """The deployments of a store. Every method is one transaction, and may be called from any process."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def create(
+        self,
+        model_id: str,
+        model_type: str,
+        environment: Environment,
+        *,
+        weight: float,
+        max_concurrency: int,
+        folder: str | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> DeploymentRecord:
+        """A new deployment, deploying. Raises ConflictError where the model is deployed there already."""
+        now = timestamp()
+        values = {
+            "id": f"dep_{uuid4().hex[:12]}", "model_id": model_id, "model_type": model_type, "environment": environment,
+            "weight": weight, "max_concurrency": max_concurrency, "state": DeploymentState.DEPLOYING.value,
+            "reason": "asked for", "revision": 1, "folder": folder, "facts": dict(facts or {}),
+            "created_at": now, "updated_at": now,
+        }  # fmt: skip
+        taken = select(DEPLOYMENTS).where(
+            DEPLOYMENTS.c.model_id == model_id,
+            DEPLOYMENTS.c.environment == environment,
+            DEPLOYMENTS.c.state.in_([state.value for state in UNFINISHED]),
+        )
+        with self._store.write() as connection:
+            if other := connection.execute(taken).first():
+                raise ConflictError(
+                    f"{model_id} is {other.state} in {environment} as {other.id}: change that one, or delete it first"
+                )
+            connection.execute(insert(DEPLOYMENTS).values(**values))
+            return _exact(connection, str(values["id"]))
+
+    def get(self, deployment_id: str) -> DeploymentRecord:
+        """Raises NotFoundError."""
+        with self._store.read() as connection:
+            return _exact(connection, deployment_id)
+
+    def find(
+        self, states: Collection[DeploymentState] = tuple(DeploymentState), *, limit: int | None = None, offset: int = 0
+    ) -> list[DeploymentRecord]:
+        """Deployments in these states, the oldest first, so that new ones do not move those of an earlier page."""
+        query: Select[Any] = select(DEPLOYMENTS).where(DEPLOYMENTS.c.state.in_([state.value for state in states]))
+        query = query.order_by(DEPLOYMENTS.c.created_at, DEPLOYMENTS.c.id).limit(limit).offset(offset)
+        with self._store.read() as connection:
+            return [_record(row) for row in connection.execute(query)]
+
+    def count(self, states: Collection[DeploymentState] = tuple(DeploymentState)) -> int:
+        query = select(func.count()).where(DEPLOYMENTS.c.state.in_([state.value for state in states]))
+        with self._store.read() as connection:
+            return connection.scalar(query) or 0
+
+    def change(
+        self,
+        deployment_id: str,
+        *,
+        weight: float | None = None,
+        max_concurrency: int | None = None,
+        revision: int | None = None,
+    ) -> DeploymentRecord:
+        """Change what is not None.
+
+        Raises NotFoundError, StaleError where `revision` is given and is not the stored one, and ConflictError for a
+        deployment that drains or has ended.
+        """
+        values = {"weight": weight, "max_concurrency": max_concurrency}
+        known = {name: value for name, value in values.items() if value is not None}
+        with self._store.write() as connection:
+            record = _exact(connection, deployment_id, locked=True)
+            if revision is not None and revision != record.revision:
+                raise StaleError(f"{deployment_id} is at revision {record.revision}, not {revision}: read it again")
+            if record.state not in (DeploymentState.DEPLOYING, DeploymentState.ACTIVE):
+                raise ConflictError(f"{deployment_id} is {record.state}: only a deployment that serves can be changed")
+            return _change(connection, record, known) if known else record
+
+    def move(self, deployment_id: str, to: DeploymentState, reason: str) -> DeploymentRecord:
+        """Raises NotFoundError, and ConflictError where its state does not allow it."""
+        with self._store.write() as connection:
+            record = _exact(connection, deployment_id, locked=True)
+            if to not in MOVES[record.state]:
+                raise ConflictError(f"{deployment_id} is {record.state} and can't become {to}")
+            now = timestamp()
+            values: dict[str, Any] = {"state": to.value, "reason": storable(reason)}
+            if to is DeploymentState.ACTIVE:
+                values["active_at"] = now
+            if to.ended:
+                values["ended_at"] = now
+            return _change(connection, record, values)
+
+
+def _change(connection: Connection, record: DeploymentRecord, values: Mapping[str, Any]) -> DeploymentRecord:
+    new = {**values, "revision": record.revision + 1, "updated_at": timestamp()}
+    connection.execute(update(DEPLOYMENTS).where(DEPLOYMENTS.c.id == record.id).values(**new))
+    return _exact(connection, record.id)
+
+
+def _exact(connection: Connection, deployment_id: str, *, locked: bool = False) -> DeploymentRecord:
+    """Locked against others that would change it meanwhile; SQLite lets one write at a time anyway."""
+    query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.id == deployment_id)
+    row = connection.execute(query.with_for_update() if locked else query).first()
+    if row is None:
+        raise NotFoundError(f"no deployment {deployment_id!r}")
+    return _record(row)
+
+
+def _record(row: Row[Any]) -> DeploymentRecord:
+    values = dict(row._mapping)
+    values["state"] = DeploymentState(row.state)
+    return DeploymentRecord(**values)

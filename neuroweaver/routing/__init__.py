@@ -1,0 +1,1 @@
+"""Which deployment answers a request: rules on values, without a clock and without anything that waits."""

@@ -1,0 +1,128 @@
+"""`POST /models/{id}/deploy`, and `/deployments`."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header, Query, Response
+from starlette.exceptions import HTTPException
+
+from neuroweaver.contracts import APIResponse, PaginationMeta
+from neuroweaver.deployments import DeploymentRecord, DeploymentState
+from neuroweaver.routing.sharing import shares
+from serving.api.bodies import require_json
+from serving.api.deployment_shapes import (
+    Deployment,
+    DeploymentChange,
+    DeploymentList,
+    DeploymentStatus,
+    DeployModelRequest,
+)
+from serving.fleet import Fleet
+
+IfMatch = Annotated[str | None, Header(description="the `ETag` of the deployment as it was read")]
+
+
+def router(fleet: Fleet) -> APIRouter:
+    routes = APIRouter(tags=["deployments"])
+
+    @routes.post(
+        "/models/{model_id}/deploy",
+        status_code=202,
+        response_model_exclude_none=True,
+        dependencies=[Depends(require_json)],
+    )
+    async def deploy(model_id: str, body: DeployModelRequest) -> APIResponse[DeploymentStatus]:
+        """Verify and load a model; it gets traffic once that is done, and `GET /deployments/{id}` says when."""
+        record = await fleet.deploy(
+            model_id, body.environment, weight=body.routing_weight, max_concurrency=body.max_concurrency
+        )
+        return APIResponse(data=DeploymentStatus(deployment_id=record.id, status=record.state))
+
+    @routes.get("/deployments", response_model_exclude_none=True)
+    async def list_deployments(
+        page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        status: DeploymentState | None = None,
+    ) -> APIResponse[DeploymentList]:
+        """Deployments, the oldest first, those that have ended among them."""
+        states = tuple(DeploymentState) if status is None else (status,)
+        total = await asyncio.to_thread(fleet.deployments.count, states)
+        found = await asyncio.to_thread(fleet.deployments.find, states, limit=limit, offset=(page - 1) * limit)
+        return APIResponse(
+            data=DeploymentList(deployments=[_wire(record, fleet) for record in found]),
+            pagination=PaginationMeta(page=page, limit=limit, total=total, total_pages=-(-total // limit)),
+        )
+
+    @routes.get("/deployments/{deployment_id}", response_model_exclude_none=True)
+    async def get_deployment(deployment_id: str, response: Response) -> APIResponse[Deployment]:
+        record = await asyncio.to_thread(fleet.deployments.get, deployment_id)
+        return _answer(record, fleet, response)
+
+    @routes.patch(
+        "/deployments/{deployment_id}", response_model_exclude_none=True, dependencies=[Depends(require_json)]
+    )
+    async def change_deployment(
+        deployment_id: str, body: DeploymentChange, response: Response, if_match: IfMatch = None
+    ) -> APIResponse[Deployment]:
+        """Change weight and limit; with `If-Match` only where nobody else has changed them meanwhile."""
+        record = await fleet.change(
+            deployment_id,
+            weight=body.routing_weight, max_concurrency=body.max_concurrency, revision=_revision(if_match),
+        )  # fmt: skip
+        return _answer(record, fleet, response)
+
+    @routes.delete("/deployments/{deployment_id}", status_code=202, response_model_exclude_none=True)
+    async def undeploy(deployment_id: str) -> APIResponse[DeploymentStatus]:
+        """Take no more requests, answer those that are under way, and unload."""
+        record = await fleet.undeploy(deployment_id)
+        return APIResponse(data=DeploymentStatus(deployment_id=record.id, status=record.state))
+
+    return routes
+
+
+def _answer(record: DeploymentRecord, fleet: Fleet, response: Response) -> APIResponse[Deployment]:
+    response.headers["ETag"] = f'"{record.revision}"'
+    return APIResponse(data=_wire(record, fleet))
+
+
+def _revision(if_match: str | None) -> int | None:
+    """None where any will do. A tag that is none of ours is stale: 412, as HTTP has it."""
+    if if_match is None or if_match.strip() == "*":
+        return None
+    found = re.fullmatch(r'"([0-9]{1,18})"', if_match.strip())
+    if found is None:
+        raise HTTPException(412, "If-Match must be the ETag of the deployment, a number in quotes")
+    return int(found[1])
+
+
+def _wire(record: DeploymentRecord, fleet: Fleet) -> Deployment:
+    live = fleet.find(record.id)
+    values: dict[str, Any] = {name: getattr(record, name) for name in _SAME}
+    return Deployment(
+        deployment_id=record.id,
+        status=record.state,
+        routing_weight=record.weight,
+        share=_share(record, fleet),
+        in_flight=live.limiter.in_flight if live else 0,
+        waiting=live.limiter.waiting if live else 0,
+        **values,
+    )
+
+
+_SAME = (
+    "model_id", "model_type", "environment", "max_concurrency", "reason", "revision", "created_at", "updated_at",
+    "active_at", "ended_at",
+)  # fmt: skip
+
+
+def _share(record: DeploymentRecord, fleet: Fleet) -> float:
+    """By the weights of those that take requests."""
+    weights = {
+        each.record.id: each.record.weight
+        for each in fleet.live()
+        if (each.record.model_type, each.record.environment) == (record.model_type, record.environment)
+    }
+    return shares(weights)[record.id] if record.id in weights and sum(weights.values()) > 0 else 0.0

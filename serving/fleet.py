@@ -1,0 +1,187 @@
+"""The deployments that are loaded: brought up, changed, drained and taken down, in step with the store."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuroweaver.deployments import UNFINISHED, DeploymentRecord, Deployments, DeploymentState
+from neuroweaver.errors import ConflictError
+from neuroweaver.routing.candidates import PRODUCTION, Environment
+from serving import deployable
+from serving.catalog import Catalog, ServedModel, describe
+from serving.deployable import Fetch
+from serving.engine.protocol import Engine, EngineClosedError
+from serving.limiter import Limiter
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Live:
+    """A deployment that is loaded. Only the event loop touches its limiter once it is active."""
+
+    record: DeploymentRecord
+    model: ServedModel
+    limiter: Limiter
+
+    @property
+    def active(self) -> bool:
+        return self.record.state is DeploymentState.ACTIVE
+
+
+class Fleet:
+    """The live deployments of one service. Its coroutines belong to one event loop."""
+
+    def __init__(self, engine: Engine, catalog: Catalog, deployments: Deployments, fetch: Fetch) -> None:
+        self._engine = engine
+        self._catalog = catalog
+        self._deployments = deployments
+        self._fetch = fetch
+        self._live: dict[str, Live] = {}
+        self._loading = threading.Lock()  # the engine's adapters and `_live` change together
+        self._adopting = threading.Lock()
+        self._work: set[asyncio.Task[None]] = set()
+
+    @property
+    def deployments(self) -> Deployments:
+        return self._deployments
+
+    def live(self) -> list[Live]:
+        """Those that take requests, the oldest first."""
+        return [each for each in list(self._live.values()) if each.active]
+
+    def of_model(self, model_id: str) -> Live | None:
+        """The one in production, where the model is deployed in both environments."""
+        found = [each for each in self.live() if each.record.model_id == model_id]
+        return min(found, key=lambda each: each.record.environment != PRODUCTION, default=None)
+
+    def find(self, deployment_id: str) -> Live | None:
+        """The deployment if it is loaded, draining or not."""
+        return self._live.get(deployment_id)
+
+    def restore(self) -> None:
+        """Bring up what was there when the service ended, with the same weights. Blocks; for the start.
+
+        One that can't be loaded is failed with the reason, and the others serve.
+        """
+        for record in self._deployments.find(UNFINISHED):
+            if record.state is DeploymentState.DRAINING:
+                self._deployments.move(record.id, DeploymentState.STOPPED, "the service ended while it drained")
+            else:
+                self._bring_up(record)
+
+    async def deploy(
+        self, name: str, environment: Environment, *, weight: float, max_concurrency: int
+    ) -> DeploymentRecord:
+        """Begin to deploy a model.
+
+        Raises what `deployable.find` raises, and ConflictError where it is deployed there already.
+        """
+
+        def create() -> DeploymentRecord:
+            found = deployable.find(name, self._catalog, self._fetch)
+            return self._deployments.create(
+                found.model_id, found.model_type, environment,
+                weight=weight, max_concurrency=max_concurrency, folder=found.folder, facts=found.facts,
+            )  # fmt: skip
+
+        record = await asyncio.to_thread(create)
+        self._spawn(asyncio.to_thread(self._bring_up, record))
+        return record
+
+    async def change(
+        self, deployment_id: str, *, weight: float | None, max_concurrency: int | None, revision: int | None
+    ) -> DeploymentRecord:
+        """Raises what `Deployments.change` raises."""
+        record = await asyncio.to_thread(
+            self._deployments.change, deployment_id,
+            weight=weight, max_concurrency=max_concurrency, revision=revision,
+        )  # fmt: skip
+        self._adopt(record)
+        return record
+
+    async def undeploy(self, deployment_id: str) -> DeploymentRecord:
+        """Send it no more requests, and take it down when those that it has are answered.
+
+        Raises NotFoundError, and ConflictError where it drains or has ended already.
+        """
+        draining = DeploymentState.DRAINING
+        record = await asyncio.to_thread(self._deployments.move, deployment_id, draining, "undeployed")
+        self._adopt(record)
+        self._spawn(self._take_down(record))
+        return record
+
+    def _bring_up(self, record: DeploymentRecord) -> None:
+        """Verify, load, and only then let traffic in."""
+        try:
+            with self._loading:
+                model = self._load(record)
+                self._catalog.add_deployed(model)
+                self._live[record.id] = Live(record, model, Limiter(record.max_concurrency))
+                if record.state is DeploymentState.DEPLOYING:
+                    self._adopt(self._deployments.move(record.id, DeploymentState.ACTIVE, "loaded"))
+            _log.info("%s serves %s in %s", record.id, record.model_id, record.environment)
+        except ConflictError:  # undeployed meanwhile
+            self._forget(record)
+        except EngineClosedError:  # the service stops, and brings it up when it is back
+            _log.info("%s (%s) is not loaded: the service stops", record.id, record.model_id)
+        except Exception as error:  # a foreign file can be wrong in any way, and must not stop the service
+            reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no details'])[0]}"
+            _log.error("%s (%s) failed: %s", record.id, record.model_id, reason)
+            self._forget(record)
+            with contextlib.suppress(ConflictError):  # undeployed meanwhile
+                self._deployments.move(record.id, DeploymentState.FAILED, reason)
+
+    def _load(self, record: DeploymentRecord) -> ServedModel:
+        if record.folder is None:
+            return self._catalog.find(record.model_id)
+        model = describe(record.model_id, Path(record.folder), record.facts)
+        if record.model_id not in self._engine.adapters():
+            self._engine.load(record.model_id, Path(record.folder))
+        return model
+
+    async def _take_down(self, record: DeploymentRecord) -> None:
+        live = self._live.get(record.id)
+        if live is not None:
+            await live.limiter.drained()
+        await asyncio.to_thread(self._forget, record)
+        await asyncio.to_thread(self._deployments.move, record.id, DeploymentState.STOPPED, "drained")
+
+    def _forget(self, record: DeploymentRecord) -> None:
+        """Unload the model, too, unless others use it."""
+        model_id = record.model_id
+        with self._loading:
+            self._live.pop(record.id, None)
+            used = any(each.record.model_id == model_id for each in self._live.values())
+            if used or self._catalog.serves_anyway(model_id):
+                return
+            self._catalog.remove_deployed(model_id)
+            if model_id in self._engine.adapters():
+                self._engine.unload(model_id)
+
+    def _adopt(self, record: DeploymentRecord) -> None:
+        """Let what is live follow what is stored; an older state that arrives late is not taken."""
+        with self._adopting:
+            live = self._live.get(record.id)
+            if live is not None and record.revision > live.record.revision:
+                live.record = record
+                live.limiter.change(record.max_concurrency)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(_logged(work))
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+
+
+async def _logged(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception as error:  # nobody waits for it
+        _log.error("a deployment could not be changed: %s: %s", type(error).__name__, error)

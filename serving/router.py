@@ -1,0 +1,209 @@
+"""Requests to deployments: decides, keeps to their limits, falls back in time, and notes how it went."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TypeVar
+
+from neuroweaver.errors import NeuroWeaverError, NotFoundError, UsageError
+from neuroweaver.routing.breaker import Breaker, Phase
+from neuroweaver.routing.candidates import PRODUCTION, Candidate, Demand
+from neuroweaver.routing.decision import Decision, Health, decide
+from neuroweaver.routing.window import Observation, Window
+from serving.catalog import Catalog, ServedModel
+from serving.engine.protocol import DeadlineError, EngineError, NoMemoryError, QueueFullError, TryAgainError
+from serving.fleet import Fleet, Live
+from serving.limiter import LimitReachedError
+
+CHAMPION_WEIGHT = 100.0  # of a champion that nobody has deployed
+FIRST_SHARE = 2 / 3  # of the time left, for an attempt that another one may follow
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class Turn:
+    """A request that `model` has taken. Whoever has it calls `end` when it is over; only the first call counts."""
+
+    def __init__(self, model: ServedModel, end: Callable[[bool | None, float], None]) -> None:
+        self.model = model
+        self._end: Callable[[bool | None, float], None] | None = end
+
+    def end(self, answered: bool | None, cost_usd: float = 0.0) -> None:
+        """None tells nothing of the model: the caller went away, or asked for what can't be done."""
+        end, self._end = self._end, None
+        if end is not None:
+            end(answered, cost_usd)
+
+
+class Router:
+    """For one event loop. `patience_seconds` is the deadline of requests that set none.
+
+    A model type that nothing with weight is deployed for in production is answered by its champion.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        fleet: Fleet,
+        patience_seconds: float,
+        *,
+        by_performance: bool = False,
+        clock: Callable[[], float] = monotonic,
+    ) -> None:
+        self._catalog = catalog
+        self._fleet = fleet
+        self._patience_seconds = patience_seconds
+        self._by_performance = by_performance
+        self._clock = clock
+        self._healths: dict[str, Health] = {}
+
+    def decide(self, demand: Demand) -> Decision:
+        """Raises NotFoundError for an unknown model, and for a model type that nothing is there for."""
+        candidates = self._candidates(demand)
+        return decide(demand, candidates, self._healths, self._clock(), by_performance=self._by_performance)
+
+    async def begin(
+        self, demand: Demand, timeout_seconds: float, start: Callable[[ServedModel, float], Awaitable[T]]
+    ) -> tuple[Turn, T]:
+        """Have `start(model, seconds)` begin the request, by one model after the other until one has taken it.
+
+        Gives the turn, which the caller must end, and what `start` gave. Raises what `decide` and `start` raise,
+        UsageError where no model can do what is asked, TryAgainError where none can now, and LimitReachedError, for
+        which no other model is asked.
+        """
+        deadline = self._clock() + timeout_seconds
+        decision = self.decide(demand)
+        failure = _refusal(decision)
+        for candidate in decision.order:
+            left = deadline - self._clock()
+            if left <= 0 and candidate is not decision.chosen:
+                break
+            try:
+                turn = await self._admitted(demand, decision, candidate, left)
+            except LimitReachedError:
+                if candidate is decision.chosen:
+                    raise
+                continue
+            if turn is None:
+                continue
+            given = (deadline - self._clock()) * (1 if candidate is decision.order[-1] else FIRST_SHARE)
+            try:
+                return turn, await start(turn.model, given)
+            except BaseException as error:
+                turn.end(self.verdict(error, given))
+                if not isinstance(error, EngineError | NotFoundError):
+                    raise
+                _log.warning("%s has not answered: %s", candidate.model_id, type(error).__name__)
+                failure = error
+        raise failure
+
+    def standing(self, candidate_id: str) -> tuple[Phase, Window]:
+        """Whether a deployment takes requests, and what its recent ones were like."""
+        now, health = self._clock(), self._health(candidate_id)
+        return health.breaker.phase(now), health.window.recent(now)
+
+    def verdict(self, error: BaseException, given_seconds: float) -> bool | None:
+        """False where a failure is the model's own, and None where it tells nothing of it.
+
+        A deadline is the model's failure where it had at least half of the time that requests have.
+        """
+        if isinstance(error, QueueFullError | NoMemoryError | UsageError) or not isinstance(error, Exception):
+            return None
+        if isinstance(error, DeadlineError) and given_seconds < self._patience_seconds / 2:
+            return None
+        return False
+
+    async def _admitted(self, demand: Demand, decision: Decision, candidate: Candidate, seconds: float) -> Turn | None:
+        """A turn within the deployment's limit; None where it was undeployed since the decision."""
+        live = self._fleet.find(candidate.id)
+        if live is None:
+            if not self._catalog.serves_anyway(candidate.id):
+                return None
+            model = self._catalog.find(candidate.id)
+        elif not live.active:
+            return None
+        else:
+            model = live.model
+            await live.limiter.acquire(seconds, self._retry_after_seconds(candidate))
+        begun = self._clock()
+        breaker, probe = self._health(candidate.id).breaker.admitted(begun)
+        self._keep(candidate, breaker)
+
+        def end(answered: bool | None, cost_usd: float) -> None:
+            if live is not None:
+                live.limiter.release()
+            self._note(demand, decision, candidate, answered, begun, cost_usd, probe=probe)
+
+        return Turn(model, end)
+
+    def _note(
+        self, demand: Demand, decision: Decision, candidate: Candidate, answered: bool | None, begun: float,
+        cost_usd: float, *, probe: bool,
+    ) -> None:  # fmt: skip
+        now = self._clock()
+        health = self._health(candidate.id)
+        if answered is None:
+            self._keep(candidate, health.breaker.abandoned() if probe else health.breaker)
+            return
+        predicted = decision.prediction(candidate)
+        observation = Observation(
+            now, answered, now - begun, demand.input_length, cost_usd, predicted.seconds, predicted.cost_usd
+        )
+        self._healths[candidate.id] = Health(
+            health.breaker.noted(answered, now, probe=probe), health.window.having(observation)
+        )
+
+    def _health(self, candidate_id: str) -> Health:
+        return self._healths.get(candidate_id, Health())
+
+    def _keep(self, candidate: Candidate, breaker: Breaker) -> None:
+        self._healths[candidate.id] = Health(breaker, self._health(candidate.id).window)
+
+    def _retry_after_seconds(self, candidate: Candidate) -> int:
+        """About as long as an answer takes."""
+        return max(1, math.ceil(self._health(candidate.id).window.quantile_seconds(0.5) or 1.0))
+
+    def _candidates(self, demand: Demand) -> list[Candidate]:
+        if demand.override is not None:
+            model = self._catalog.find(demand.override.model_id)
+            live = self._fleet.of_model(model.id)
+            return [_of_model(model) if live is None else _deployed(live)]
+        found = [_deployed(live) for live in self._fleet.live() if live.model.model_type == demand.model_type]
+        here = [each for each in found if each.environment == PRODUCTION]
+        if demand.environment != PRODUCTION or any(each.weight > 0 for each in here):
+            return found
+        try:
+            champion = self._catalog.champion(str(demand.model_type))
+        except NotFoundError:
+            if found:
+                return found
+            raise
+        deployed = any(each.model_id == champion.id for each in here)
+        return found if deployed else [*found, _of_model(champion)]
+
+
+def _deployed(live: Live) -> Candidate:
+    record, model = live.record, live.model
+    return Candidate(
+        record.id, model.id, model.model_type, record.environment, record.weight, model.tasks, model.accuracy
+    )
+
+
+def _of_model(model: ServedModel) -> Candidate:
+    return Candidate(
+        model.id, model.id, model.model_type, PRODUCTION, CHAMPION_WEIGHT, model.tasks, model.accuracy
+    )  # fmt: skip
+
+
+def _refusal(decision: Decision) -> NeuroWeaverError:
+    """Why nothing was chosen, or nothing that was chosen is there any more."""
+    if decision.chosen is not None:
+        return TryAgainError("the deployments have changed in this very moment", 1)
+    told = "; ".join(f"{each.candidate.model_id} {', '.join(each.refusals)}" for each in decision.judgements)
+    if any(each.sick for each in decision.judgements):
+        return TryAgainError(f"no deployment takes requests now: {told}", 5)
+    return UsageError(f"no model can take this request: {told or 'none is deployed there'}")

@@ -1,0 +1,139 @@
+"""Deployments in the store: states, weights and limits that outlive every process."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from sqlalchemy.exc import IntegrityError
+
+from neuroweaver.deployments import MOVES, DeploymentRecord, Deployments, DeploymentState
+from neuroweaver.errors import ConflictError, NotFoundError, StaleError
+from neuroweaver.store import DEPLOYMENTS, Store
+
+ACTIVE, DRAINING, FAILED, STOPPED = (
+    DeploymentState.ACTIVE, DeploymentState.DRAINING, DeploymentState.FAILED, DeploymentState.STOPPED,
+)  # fmt: skip
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'store.db'}"
+
+
+@pytest.fixture
+def deployments(url: str) -> Deployments:
+    return Deployments(Store(url))
+
+
+def make(deployments: Deployments, model_id: str = "automotive-sales@1") -> DeploymentRecord:
+    return deployments.create(
+        model_id, "automotive-sales", "production", weight=90, max_concurrency=4, folder="/a", facts={"accuracy": 0.9}
+    )
+
+
+def test_a_deployment_is_there_for_whoever_opens_the_store_next(deployments: Deployments, url: str) -> None:
+    made = make(deployments)
+    active = deployments.move(made.id, ACTIVE, "loaded")
+    changed = deployments.change(made.id, weight=10.5)
+
+    assert (made.state, made.revision, made.active_at) == (DeploymentState.DEPLOYING, 1, None)
+    assert active.active_at is not None
+    found = Deployments(Store(url)).get(made.id)
+    assert found == changed
+    assert (found.weight, found.max_concurrency, found.revision, found.facts) == (10.5, 4, 3, {"accuracy": 0.9})
+
+
+def test_a_model_is_deployed_once_in_an_environment(deployments: Deployments) -> None:
+    first = make(deployments)
+    with pytest.raises(ConflictError, match=f"is deploying in production as {first.id}"):
+        make(deployments)
+    deployments.create("automotive-sales@1", "automotive-sales", "staging", weight=0, max_concurrency=1)
+    deployments.move(first.id, FAILED, "damaged")
+
+    assert make(deployments).id != first.id
+
+
+def test_the_database_itself_lets_no_second_one_in(deployments: Deployments, url: str) -> None:
+    first = make(deployments)
+    row = {**vars(first), "id": "dep_other", "state": "active"}
+
+    with pytest.raises(IntegrityError), Store(url).engine.begin() as connection:
+        connection.execute(DEPLOYMENTS.insert().values(**row))
+
+
+@pytest.mark.parametrize("state", list(DeploymentState))
+@pytest.mark.parametrize("to", list(DeploymentState))
+def test_only_the_moves_of_the_table_are_made(
+    deployments: Deployments, state: DeploymentState, to: DeploymentState
+) -> None:
+    way = {
+        DeploymentState.DEPLOYING: [], ACTIVE: [ACTIVE], DRAINING: [DRAINING], STOPPED: [DRAINING, STOPPED],
+        FAILED: [FAILED],
+    }  # fmt: skip
+    made = make(deployments)
+    for step in way[state]:
+        deployments.move(made.id, step, "on the way")
+
+    if to in MOVES[state]:
+        moved = deployments.move(made.id, to, "because")
+        assert (moved.state, moved.reason, moved.ended_at is not None) == (to, "because", to.ended)
+    else:
+        with pytest.raises(ConflictError, match=f"is {state} and can't become {to}"):
+            deployments.move(made.id, to, "because")
+        assert deployments.get(made.id).state is state
+
+
+def test_who_has_read_an_older_state_changes_nothing(deployments: Deployments) -> None:
+    made = make(deployments)
+    deployments.change(made.id, weight=50, revision=1)
+    with pytest.raises(StaleError, match="is at revision 2, not 1"):
+        deployments.change(made.id, weight=70, revision=1)
+
+    assert deployments.get(made.id).weight == 50
+
+
+def test_of_changes_that_read_the_same_state_one_wins(deployments: Deployments) -> None:
+    made = make(deployments)
+
+    def change(weight: int) -> bool:
+        try:
+            return bool(deployments.change(made.id, weight=weight, revision=1))
+        except StaleError:
+            return False
+
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(change, range(8)))
+
+    assert sum(won) == 1
+    assert deployments.get(made.id).weight == won.index(True)
+    assert deployments.get(made.id).revision == 2
+
+
+def test_what_drains_or_has_ended_is_not_changed_and_what_is_unknown_is_not_found(deployments: Deployments) -> None:
+    made = make(deployments)
+    deployments.move(made.id, DRAINING, "undeployed")
+    with pytest.raises(ConflictError, match="is draining"):
+        deployments.change(made.id, weight=1)
+    for call in (deployments.get, lambda unknown: deployments.change(unknown, weight=1)):
+        with pytest.raises(NotFoundError, match="no deployment 'dep_none'"):
+            call("dep_none")
+
+
+def test_lists_are_stable_under_paging_and_by_state(deployments: Deployments) -> None:
+    ids = [make(deployments, f"automotive-sales@{number}").id for number in range(1, 6)]
+    first = [record.id for record in deployments.find(limit=2)]
+    make(deployments, "automotive-sales@9")
+    deployments.move(ids[1], FAILED, "damaged")
+
+    assert first + [record.id for record in deployments.find(limit=2, offset=2)] == ids[:4]
+    assert [record.id for record in deployments.find([FAILED])] == [ids[1]]
+    assert (deployments.count(), deployments.count([FAILED])) == (6, 1)
+
+
+def test_a_store_that_was_made_before_there_were_deployments_gets_their_table(url: str) -> None:
+    old = Store(url)
+    DEPLOYMENTS.drop(old.engine)
+
+    assert Deployments(Store(url)).find() == []
