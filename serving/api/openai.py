@@ -33,19 +33,27 @@ from serving.api.openai_shapes import (
     TokenLogprob,
     Usage,
 )
-from serving.catalog import Catalog
+from serving.auth.requirements import Caller, note_object, requires
+from serving.catalog import Catalog, ServedModel
 from serving.engine.protocol import Engine, EngineAnswer, EngineRequest, Message
 
 ANSWER_TOKENS = 1024  # where the caller sets no limit
+
+_ASKING = requires("executeWorkflows", "testModels")
 
 
 def router(engine: Engine, catalog: Catalog, settings: Settings, base_name: str) -> APIRouter:
     routes = APIRouter(tags=["openai"], prefix="/v1")
 
-    @routes.post("/chat/completions", dependencies=[Depends(require_json)], response_model=ChatCompletion)
-    async def complete(body: ChatCompletionRequest, request: Request) -> Response:
-        """Continue a conversation by a model, its adapter, or the base model."""
-        adapter = None if body.model == base_name else catalog.find(body.model).id
+    @routes.post(
+        "/chat/completions",
+        dependencies=[Depends(require_json), _ASKING, requires("customerPII")],
+        response_model=ChatCompletion,
+    )
+    async def complete(body: ChatCompletionRequest, request: Request, user: Caller) -> Response:
+        """Continue a conversation by a model, its adapter, or the base model; the text goes out as it is written."""
+        adapter = None if body.model == base_name else catalog.seen_by(user).find(body.model).id
+        note_object(request, adapter or base_name)
         asked = _asked(body, adapter, settings)
         naming = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time()), "model": adapter or base_name}
         price = settings.price_of(adapter)
@@ -94,22 +102,18 @@ def router(engine: Engine, catalog: Catalog, settings: Settings, base_name: str)
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    @routes.get("/models")
-    async def list_models() -> ModelCards:
+    @routes.get("/models", dependencies=[_ASKING])
+    async def list_models(user: Caller) -> ModelCards:
         """The base model, the adapters beside it, and the upstreams."""
-        return ModelCards(data=[_base_card(base_name), *(_card(name) for name in _names())])
+        return ModelCards(data=[_base_card(base_name), *map(_card, catalog.seen_by(user).all())])
 
-    @routes.get("/models/{model_id}")
-    async def get_model(model_id: str) -> ModelCard:
-        return _base_card(base_name) if model_id == base_name else _card(catalog.find(model_id).id)
+    @routes.get("/models/{model_id}", dependencies=[_ASKING])
+    async def get_model(model_id: str, user: Caller) -> ModelCard:
+        return _base_card(base_name) if model_id == base_name else _card(catalog.seen_by(user).find(model_id))
 
-    def _names() -> list[str]:
-        return [model.id for model in catalog.all()]
-
-    def _card(name: str) -> ModelCard:
-        model = catalog.find(name)
+    def _card(model: ServedModel) -> ModelCard:
         created = int(datetime.fromisoformat(model.trained_at).timestamp()) if model.trained_at else 0
-        return ModelCard(id=name, created=created, parent=None if model.version is None else base_name)
+        return ModelCard(id=model.id, created=created, parent=None if model.version is None else base_name)
 
     return routes
 
