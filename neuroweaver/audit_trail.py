@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Row, String, Table, insert, select, update
@@ -143,7 +143,7 @@ def _all(connection: Connection) -> Iterator[AuditEntry]:
 
 
 def _entry(row: Row[Any]) -> AuditEntry:
-    return AuditEntry(*row)
+    return AuditEntry(**{field.name: getattr(row, field.name) for field in fields(AuditEntry)})
 
 
 def _hash(before: str, entry: AuditEntry) -> str:

@@ -6,8 +6,6 @@ import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from neuroweaver import settings
 from neuroweaver.errors import EXIT_FAILED
@@ -29,13 +27,9 @@ def show(
     if as_json:
         typer.echo(json.dumps([entry.to_wire() for entry in entries]))
         return
-    table = Table()
-    names = ("id", "at", "user", "role", "action", "object", "outcome")
-    for name in names:
-        table.add_column(name)
     for entry in entries:
-        table.add_row(*(Text(harmless(str(getattr(entry, name)))) for name in names))
-    out.print(table)
+        said = f"{entry.id}  {entry.at}  {entry.user} ({entry.role})  {entry.action} {entry.object}  {entry.outcome}"
+        typer.echo(harmless(said))
 
 
 @audit_app.command()

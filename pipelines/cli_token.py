@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from neuroweaver import settings
 from neuroweaver.errors import UsageError
-from neuroweaver.permissions import EVERYWHERE, ROLES, Role
+from neuroweaver.permissions import EVERYWHERE, ROLES
 from neuroweaver.users import LOCAL_USER, User
 from neuroweaver.vocabulary import DEPARTMENTS
 
@@ -56,7 +56,7 @@ def _user(role: str, departments: list[str], name: str | None, customer_pii: boo
         raise UsageError(f"{role} sees its departments alone: give at least one --department")
     if name is not None and not (name.isprintable() and 0 < len(name) <= 128):
         raise UsageError("--user must have 1 to 128 printable characters")
-    user = User(name or f"local-{role}", cast(Role, role), frozenset(departments), customer_pii)
+    user = User(name or f"local-{role}", role, frozenset(departments), customer_pii)
     if customer_pii and not user.may("customerPII"):
         raise UsageError(f"{role} works without customers' data: --customer-pii is for admin, manager and agent")
     return user

@@ -180,6 +180,6 @@ def _caller(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 
 def test_the_counter_is_a_number_of_the_store(trail: AuditTrail, opened: Store) -> None:
     with opened.read() as connection:
-        numbers = dict(connection.execute(select(NUMBERS.c.name, NUMBERS.c.value)).tuples().all())
+        numbers = {row.name: row.value for row in connection.execute(select(NUMBERS.c.name, NUMBERS.c.value))}
 
     assert numbers == {store.VERSION: store.SCHEMA_VERSION, store.LAST_EVENT: 0, store.PRUNED_EVENTS: 0, LAST_ENTRY: 5}
