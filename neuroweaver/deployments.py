@@ -8,11 +8,12 @@ from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, select, update
 
 from neuroweaver.errors import ConflictError, NotFoundError, StaleError
 from neuroweaver.routing.candidates import Environment
 from neuroweaver.store import DEPLOYMENTS, Store, storable, timestamp
+from neuroweaver.vocabulary import MODEL_TYPES
 
 
 class DeploymentState(StrEnum):
@@ -105,16 +106,25 @@ class Deployments:
             return _exact(connection, deployment_id)
 
     def find(
-        self, states: Collection[DeploymentState] = tuple(DeploymentState), *, limit: int | None = None, offset: int = 0
+        self,
+        states: Collection[DeploymentState] = tuple(DeploymentState),
+        model_types: Collection[str] = MODEL_TYPES,
+        *,
+        limit: int | None = None,
+        offset: int = 0,
     ) -> list[DeploymentRecord]:
         """Deployments in these states, the oldest first, so that new ones do not move those of an earlier page."""
-        query: Select[Any] = select(DEPLOYMENTS).where(DEPLOYMENTS.c.state.in_([state.value for state in states]))
+        query: Select[Any] = select(DEPLOYMENTS).where(*_among(states, model_types))
         query = query.order_by(DEPLOYMENTS.c.created_at, DEPLOYMENTS.c.id).limit(limit).offset(offset)
         with self._store.read() as connection:
             return [_record(row) for row in connection.execute(query)]
 
-    def count(self, states: Collection[DeploymentState] = tuple(DeploymentState)) -> int:
-        query = select(func.count()).where(DEPLOYMENTS.c.state.in_([state.value for state in states]))
+    def count(
+        self,
+        states: Collection[DeploymentState] = tuple(DeploymentState),
+        model_types: Collection[str] = MODEL_TYPES,
+    ) -> int:
+        query = select(func.count()).where(*_among(states, model_types))
         with self._store.read() as connection:
             return connection.scalar(query) or 0
 
@@ -154,6 +164,10 @@ class Deployments:
             if to.ended:
                 values["ended_at"] = now
             return _change(connection, record, values)
+
+
+def _among(states: Collection[DeploymentState], model_types: Collection[str]) -> list[ColumnElement[bool]]:
+    return [DEPLOYMENTS.c.state.in_([state.value for state in states]), DEPLOYMENTS.c.model_type.in_(model_types)]
 
 
 def _change(connection: Connection, record: DeploymentRecord, values: Mapping[str, Any]) -> DeploymentRecord:

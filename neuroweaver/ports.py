@@ -5,20 +5,35 @@ from __future__ import annotations
 import ipaddress
 import socket
 
+import psutil
+
 from neuroweaver.errors import NeuroWeaverError, UsageError
 
 
-def require_loopback(host: str) -> None:
-    """Raises UsageError where `host` can be reached from other machines: the service asks for no token yet."""
+def is_loopback(host: str) -> bool:
+    """Whether `host` can be reached from this machine alone."""
     try:
-        is_loopback = ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        is_loopback = host == "localhost"
-    if not is_loopback:
+        return host == "localhost"
+
+
+def require_loopback(host: str) -> None:
+    """Raises UsageError where `host` can be reached from other machines."""
+    if not is_loopback(host):
         raise UsageError(
-            f"can't serve on {host!r}: the service has no authentication yet, so only loopback is allowed "
+            f"can't serve on {host!r}: there is no authentication, so only loopback is allowed "
             "(127.0.0.1, ::1, localhost); put an authenticating proxy in front"
         )
+
+
+def listening() -> set[str]:
+    """The addresses that this process listens at, whoever bound them; none where the system does not tell."""
+    try:
+        found = psutil.Process().net_connections(kind="inet")
+    except psutil.Error:
+        return set()
+    return {connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN}
 
 
 def require_free(host: str, port: int) -> None:

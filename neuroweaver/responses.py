@@ -8,8 +8,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from neuroweaver import answers, compliance, diagnoses, finance_answers, leads, objections, part_requests
-from neuroweaver.contracts import Automotive, ComplianceFlag, Content, CrmIntegration, NextAction
+from neuroweaver import answers, compliance, diagnoses, finance_answers, leads, objections, part_requests, pii
+from neuroweaver.contracts import AIResponse, Automotive, ComplianceFlag, Content, CrmIntegration, NextAction
 from neuroweaver.errors import NeuroWeaverError
 from neuroweaver.readings import Reading, action
 from neuroweaver.tasks import Task
@@ -57,6 +57,20 @@ def content(reading: Reading) -> Content:
         suggestions=list(reading.suggestions) or None,
         next_actions=list(reading.next_actions) or None,
     )
+
+
+def without_pii(answer: AIResponse) -> AIResponse:
+    """The answer with a placeholder for every piece of personal data in what the model wrote."""
+    shown = Content.model_validate(_redacted(answer.content.model_dump()))
+    return answer.model_copy(update={"content": shown})
+
+
+def _redacted(value: Any) -> Any:
+    if isinstance(value, str):
+        return pii.redact(value)[0]
+    if isinstance(value, Mapping):
+        return {key: _redacted(each) for key, each in value.items()}
+    return [_redacted(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def automotive(task: Task, reading: Reading, now: datetime) -> Automotive:

@@ -6,9 +6,10 @@ import os
 import re
 from pathlib import Path
 from typing import Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -16,7 +17,7 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from neuroweaver import base_model
+from neuroweaver import base_model, ports
 from neuroweaver.errors import ConfigError
 from neuroweaver.upstreams import UpstreamName, UpstreamSettings
 
@@ -50,6 +51,16 @@ class Settings(BaseSettings):
     mlflow_wait_minutes: float = Field(720, ge=0, description="how long a trained job waits for an MLflow that is away")
     host: str = Field("127.0.0.1", description="address the service binds")
     port: int = Field(3000, ge=1, le=65535, description="port the service binds")
+    require_tokens: bool = Field(
+        False, description="ask for tokens on loopback, too; on other addresses they are always asked for"
+    )
+    token_issuer: str = Field(
+        "", description="who issues tokens, such as a Cognito user pool's URL; empty: `neuroweaver token`"
+    )
+    token_client_ids: tuple[str, ...] = Field(
+        (), validate_default=True, description="app clients whose tokens are accepted; with `token_issuer` alone"
+    )
+    requests_per_minute: int = Field(600, ge=1, description="that one user may send; more are answered 429")
     max_quarantined: float = Field(
         0.10, ge=0, le=1, description="share of quarantined rows above which a file is refused"
     )
@@ -77,6 +88,22 @@ class Settings(BaseSettings):
     @classmethod
     def _absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
+
+    @field_validator("token_issuer")
+    @classmethod
+    def _issuer(cls, issuer: str) -> str:
+        url = urlsplit(issuer)
+        is_safe = url.scheme == "https" or (url.scheme == "http" and ports.is_loopback(url.hostname or ""))
+        if issuer and (not is_safe or not url.hostname or url.query or url.fragment or url.username or url.password):
+            raise ValueError("must be an https:// URL without user, password and query (http:// on loopback)")
+        return issuer
+
+    @field_validator("token_client_ids")
+    @classmethod
+    def _clients(cls, clients: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.data.get("token_issuer") and not any(clients):
+            raise ValueError("token_issuer needs at least one client id")
+        return clients
 
     @classmethod
     def settings_customise_sources(

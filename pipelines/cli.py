@@ -12,10 +12,21 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from neuroweaver import __version__, memory, settings
+from neuroweaver import __version__, memory, ports, settings
 from neuroweaver.adapter import parse_ref
 from neuroweaver.errors import EXIT_FAILED, EXIT_WRONG_CALL, ConfigError, NeuroWeaverError, UsageError
-from pipelines import cli_bench, cli_compare, cli_data, cli_export, cli_jobs, cli_models, cli_sweep, cli_train_all
+from pipelines import (
+    cli_audit,
+    cli_bench,
+    cli_compare,
+    cli_data,
+    cli_export,
+    cli_jobs,
+    cli_models,
+    cli_sweep,
+    cli_token,
+    cli_train_all,
+)
 from pipelines.terminal import Json, MappingName, TaskName, err, harmless, out
 
 app = typer.Typer(
@@ -33,11 +44,13 @@ app.command()(cli_models.promote)
 app.command()(cli_export.export)
 app.command("train-all")(cli_train_all.train_all)
 app.command()(cli_sweep.sweep)
+app.command()(cli_token.token)
 app.add_typer(cli_data.datasets_app, name="datasets")
 app.add_typer(cli_data.crm_app, name="crm")
 app.add_typer(cli_data.import_app, name="import")
 app.add_typer(cli_bench.bench_app, name="bench")
 app.add_typer(cli_jobs.jobs_app, name="jobs")
+app.add_typer(cli_audit.audit_app, name="audit")
 
 DataFile = Annotated[Path, typer.Option("--data", help="A file in any of the formats that can be trained on.")]
 
@@ -176,10 +189,9 @@ def serve(
 ) -> None:
     """Serve the champions of all trained model types with BentoML."""
     current = settings.load()
-    from neuroweaver import base_model, ports
+    from neuroweaver import base_model
 
     chosen = (host or current.host, port or current.port)
-    ports.require_loopback(chosen[0])
     ports.require_free(*chosen)
     base_model.locate(current.base_model, current.home)
     os.environ["NEUROWEAVER_HOME"] = str(current.home)
@@ -191,8 +203,17 @@ def serve(
     out.print(
         f"serving on http://{chosen[0]}:{chosen[1]}  (ready when /readyz answers 200; Ctrl-C ends it)", highlight=False
     )
+    out.print(_who_may_call(current, chosen[0]), highlight=False)
     sys.stdout.flush()
     os.execv(executable, command)
+
+
+def _who_may_call(current: settings.Settings, host: str) -> str:
+    if ports.is_loopback(host) and not current.require_tokens:
+        return "no token is asked for on loopback (docs/security.md says how to ask for them)"
+    if current.token_issuer:
+        return f"every request needs a token of {current.token_issuer}"
+    return "every request needs a token: `neuroweaver token --role manager --department sales` prints one"
 
 
 @app.command()
@@ -201,7 +222,6 @@ def mlflow(
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,
 ) -> None:
     """Open the MLflow server on the runs of this data folder."""
-    from neuroweaver import ports
     from pipelines.tracking import Tracker, tracking_errors
 
     current = settings.load()

@@ -12,6 +12,8 @@ from neuroweaver.store import open_store
 from serving import registry
 from serving.api import deployments, errors, health, models, openai, prompts, routing
 from serving.api.bodies import BodyLimit
+from serving.auth.access import LOCAL_ACCESS, Access
+from serving.auth.gate import Gate
 from serving.catalog import Catalog
 from serving.chat import Chats
 from serving.engine.protocol import Engine
@@ -22,10 +24,16 @@ PREFIX = "/api/v1"
 
 
 def create_app(
-    engine: Engine, catalog: Catalog, settings: Settings, base_name: str = "base", fleet: Fleet | None = None
+    engine: Engine,
+    catalog: Catalog,
+    settings: Settings,
+    base_name: str = "base",
+    fleet: Fleet | None = None,
+    access: Access = LOCAL_ACCESS,
 ) -> FastAPI:
     """`base_name` is what OpenAI's clients call the base model; a `fleet` that is not given has no deployments yet.
 
+    Without `access` every caller is the local user: right on loopback alone, where nobody else can call.
     Raises what `open_store` raises where no `fleet` is given.
     """
     fleet = fleet or create_fleet(engine, catalog, settings)
@@ -35,6 +43,7 @@ def create_app(
     app = FastAPI(title="NeuroWeaver", description="Automotive models, fine-tuned and served.")
     errors.install(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Gate, access=access)  # before the bodies
     app.include_router(health.router(engine))
     app.include_router(models.router(catalog, settings), prefix=PREFIX)
     app.include_router(deployments.router(fleet), prefix=PREFIX)

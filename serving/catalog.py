@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,8 @@ from neuroweaver.adapter import ModelRef
 from neuroweaver.errors import NotFoundError
 from neuroweaver.tasks import tasks_of
 from neuroweaver.upstreams import UpstreamSettings
+from neuroweaver.users import User
+from neuroweaver.vocabulary import DEPARTMENT_OF
 from serving.engine.protocol import Engine
 from serving.registry import Champion
 
@@ -44,6 +47,10 @@ class ServedModel:
         if self.model_type is None or self.version is None:
             return self.id
         return f"{self.model_type.replace('-', ' ').title()} v{self.version}"
+
+    @property
+    def department(self) -> str | None:
+        return None if self.model_type is None else DEPARTMENT_OF[self.model_type]
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,14 @@ class Catalog:
     def serves_anyway(self, model_id: str) -> bool:
         """Whether the model is there without a deployment."""
         return model_id in self._models
+
+    def seen_by(self, user: User) -> Catalog:
+        """The models that are there for `user`; requests to them count here, too."""
+        seen = copy.copy(self)
+        seen._models = {model.id: model for model in self._models.values() if user.sees(model.department)}
+        deployed = list(self._deployed.values())  # which other threads change
+        seen._deployed = {model.id: model for model in deployed if user.sees(model.department)}
+        return seen
 
     def find(self, name: str) -> ServedModel:
         """The model with the id `name`, or the one that answers for the model type `name`. Raises NotFoundError."""

@@ -9,6 +9,7 @@ from time import monotonic
 from neuroweaver.errors import NeuroWeaverError
 from neuroweaver.routing.candidates import Demand
 from neuroweaver.settings import Settings
+from neuroweaver.users import User
 from serving.catalog import ServedModel
 from serving.engine.protocol import DeadlineError, Engine, EngineAnswer, EngineRequest
 from serving.router import Router, Turn
@@ -27,6 +28,10 @@ class Chats:
         self._engine = engine
         self._router = router
         self._settings = settings
+
+    def seen_by(self, user: User) -> Chats:
+        """The same, for requests of `user`."""
+        return Chats(self._engine, self._router.seen_by(user), self._settings)
 
     async def answer(self, demand: Demand | None, ask: Ask) -> tuple[str | None, EngineAnswer]:
         seconds = self._settings.request_timeout_seconds

@@ -8,6 +8,8 @@ from typing import Any
 
 from neuroweaver import adapter
 from neuroweaver.errors import NotFoundError, UsageError
+from neuroweaver.users import LOCAL_USER, User
+from neuroweaver.vocabulary import DEPARTMENT_OF
 from serving.catalog import Catalog, facts
 from serving.registry import Champion
 
@@ -24,15 +26,19 @@ class Deployable:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-def find(name: str, catalog: Catalog, fetch: Fetch) -> Deployable:
+def find(name: str, catalog: Catalog, fetch: Fetch, user: User = LOCAL_USER) -> Deployable:
     """By the id of a model, or by a model type, which means its champion. May fetch the adapter; blocks.
 
-    Raises NotFoundError, UsageError for an upstream without a model type, and what `fetch` raises.
+    Raises NotFoundError, also for a model that is not there for `user`, UsageError for an upstream without a model
+    type, and what `fetch` raises.
     """
     try:
-        model = catalog.find(name)
+        model = catalog.seen_by(user).find(name)
     except NotFoundError:
-        return _registered(*_version(name), fetch)
+        model_type, version = _version(name)
+        if not user.sees(DEPARTMENT_OF[model_type]):
+            raise NotFoundError(f"no model {name!r} is registered") from None
+        return _registered(model_type, version, fetch)
     if model.model_type is None:
         raise UsageError(f"upstream {name} has no model_type, so no prompt can go there: declare one")
     if model.version is None:

@@ -14,6 +14,7 @@ from typing import Any
 from neuroweaver.deployments import UNFINISHED, DeploymentRecord, Deployments, DeploymentState
 from neuroweaver.errors import ConflictError
 from neuroweaver.routing.candidates import PRODUCTION, Environment
+from neuroweaver.users import LOCAL_USER, User
 from serving import deployable
 from serving.catalog import Catalog, ServedModel, describe
 from serving.deployable import Fetch
@@ -78,15 +79,15 @@ class Fleet:
                 self._bring_up(record)
 
     async def deploy(
-        self, name: str, environment: Environment, *, weight: float, max_concurrency: int
+        self, name: str, environment: Environment, *, weight: float, max_concurrency: int, user: User = LOCAL_USER
     ) -> DeploymentRecord:
-        """Begin to deploy a model.
+        """Begin to deploy a model, for `user`.
 
         Raises what `deployable.find` raises, and ConflictError where it is deployed there already.
         """
 
         def create() -> DeploymentRecord:
-            found = deployable.find(name, self._catalog, self._fetch)
+            found = deployable.find(name, self._catalog, self._fetch, user)
             return self._deployments.create(
                 found.model_id, found.model_type, environment,
                 weight=weight, max_concurrency=max_concurrency, folder=found.folder, facts=found.facts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -13,6 +14,7 @@ from neuroweaver.routing.breaker import Breaker, Phase
 from neuroweaver.routing.candidates import PRODUCTION, Candidate, Demand
 from neuroweaver.routing.decision import Decision, Health, decide
 from neuroweaver.routing.window import Observation, Window
+from neuroweaver.users import LOCAL_USER, User
 from serving.catalog import Catalog, ServedModel
 from serving.engine.protocol import DeadlineError, EngineError, NoMemoryError, QueueFullError, TryAgainError
 from serving.fleet import Fleet, Live
@@ -60,6 +62,13 @@ class Router:
         self._by_performance = by_performance
         self._clock = clock
         self._healths: dict[str, Health] = {}
+        self._user = LOCAL_USER
+
+    def seen_by(self, user: User) -> Router:
+        """The same, for requests of `user`: models that are not there for them are never candidates."""
+        seen = copy.copy(self)
+        seen._catalog, seen._user = self._catalog.seen_by(user), user
+        return seen
 
     def decide(self, demand: Demand) -> Decision:
         """Raises NotFoundError for an unknown model, and for a model type that nothing is there for."""
@@ -172,9 +181,10 @@ class Router:
             model = self._catalog.find(demand.override.model_id)
             live = self._fleet.of_model(model.id)
             return [_of_model(model) if live is None else _deployed(live)]
-        found = [_deployed(live) for live in self._fleet.live() if live.model.model_type == demand.model_type]
-        here = [each for each in found if each.environment == PRODUCTION]
-        if demand.environment != PRODUCTION or any(each.weight > 0 for each in here):
+        seen = [each for each in self._fleet.live() if self._user.sees(each.model.department)]
+        found = [_deployed(live) for live in seen if live.model.model_type == demand.model_type]
+        production = [each for each in found if each.environment == PRODUCTION]
+        if demand.environment != PRODUCTION or any(each.weight > 0 for each in production):
             return found
         try:
             champion = self._catalog.champion(str(demand.model_type))
@@ -182,7 +192,7 @@ class Router:
             if found:
                 return found
             raise
-        deployed = any(each.model_id == champion.id for each in here)
+        deployed = any(each.model_id == champion.id for each in production)
         return found if deployed else [*found, _of_model(champion)]
 
 

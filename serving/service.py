@@ -16,11 +16,12 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from neuroweaver import base_model, settings
+from neuroweaver import base_model, ports, settings
 from neuroweaver.settings import Settings
 from serving import registry
 from serving.api.errors import error_response
 from serving.app import create_app, create_fleet
+from serving.auth.access import open_access
 from serving.catalog import Catalog, describe_upstreams, load_champions
 from serving.engine.messages import EngineSetup
 from serving.engine.protocol import EngineAnswer, EngineRequest
@@ -70,6 +71,7 @@ class NeuroWeaver:
     def _load(self) -> None:
         try:
             chosen = settings.load()
+            access = open_access(chosen, ports.listening())
             base = base_model.locate(chosen.base_model, chosen.home, verify=False)
             engine = self._start(chosen)
             if engine is None:
@@ -85,7 +87,8 @@ class NeuroWeaver:
             if not self._stopping:
                 self._fail(f"the models can't be loaded: {error}")
             return
-        front.app = create_app(engines, catalog, chosen, base.title, fleet)
+        front.app = create_app(engines, catalog, chosen, base.title, fleet, access)
+        _log.info("callers need %s", "no token: this is loopback" if access.verifier is None else "tokens")
         _log.info("serving %s on %s", ", ".join(model.id for model in catalog.all()) or "no models yet", base.title)
 
     def _start(self, chosen: Settings) -> RemoteEngine | None:

@@ -11,7 +11,10 @@ from starlette.exceptions import HTTPException
 
 from neuroweaver.contracts import APIResponse, PaginationMeta
 from neuroweaver.deployments import DeploymentRecord, DeploymentState
+from neuroweaver.errors import NotFoundError
 from neuroweaver.routing.sharing import shares
+from neuroweaver.users import User
+from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
 from serving.api.bodies import require_json
 from serving.api.deployment_shapes import (
     Deployment,
@@ -20,9 +23,13 @@ from serving.api.deployment_shapes import (
     DeploymentStatus,
     DeployModelRequest,
 )
+from serving.auth.requirements import Caller, requires
 from serving.fleet import Fleet
 
 IfMatch = Annotated[str | None, Header(description="the `ETag` of the deployment as it was read")]
+
+_READING = requires("executeWorkflows", "viewPerformanceMetrics")
+_DEPLOYING = requires("deployModels")
 
 
 def router(fleet: Fleet) -> APIRouter:
@@ -32,55 +39,71 @@ def router(fleet: Fleet) -> APIRouter:
         "/models/{model_id}/deploy",
         status_code=202,
         response_model_exclude_none=True,
-        dependencies=[Depends(require_json)],
+        dependencies=[Depends(require_json), _DEPLOYING],
     )
-    async def deploy(model_id: str, body: DeployModelRequest) -> APIResponse[DeploymentStatus]:
+    async def deploy(model_id: str, body: DeployModelRequest, user: Caller) -> APIResponse[DeploymentStatus]:
         """Verify and load a model; it gets traffic once that is done, and `GET /deployments/{id}` says when."""
         record = await fleet.deploy(
-            model_id, body.environment, weight=body.routing_weight, max_concurrency=body.max_concurrency
-        )
+            model_id, body.environment,
+            weight=body.routing_weight, max_concurrency=body.max_concurrency, user=user,
+        )  # fmt: skip
         return APIResponse(data=DeploymentStatus(deployment_id=record.id, status=record.state))
 
-    @routes.get("/deployments", response_model_exclude_none=True)
+    @routes.get("/deployments", response_model_exclude_none=True, dependencies=[_READING])
     async def list_deployments(
+        user: Caller,
         page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         status: DeploymentState | None = None,
     ) -> APIResponse[DeploymentList]:
-        """Deployments, the oldest first, those that have ended among them."""
+        """Deployments of models that are there for the caller, the oldest first, those that have ended among them."""
         states = tuple(DeploymentState) if status is None else (status,)
-        total = await asyncio.to_thread(fleet.deployments.count, states)
-        found = await asyncio.to_thread(fleet.deployments.find, states, limit=limit, offset=(page - 1) * limit)
+        seen = [name for name in MODEL_TYPES if user.sees(DEPARTMENT_OF[name])]
+        total = await asyncio.to_thread(fleet.deployments.count, states, seen)
+        found = await asyncio.to_thread(fleet.deployments.find, states, seen, limit=limit, offset=(page - 1) * limit)
         return APIResponse(
             data=DeploymentList(deployments=[_wire(record, fleet) for record in found]),
             pagination=PaginationMeta(page=page, limit=limit, total=total, total_pages=-(-total // limit)),
         )
 
-    @routes.get("/deployments/{deployment_id}", response_model_exclude_none=True)
-    async def get_deployment(deployment_id: str, response: Response) -> APIResponse[Deployment]:
-        record = await asyncio.to_thread(fleet.deployments.get, deployment_id)
-        return _answer(record, fleet, response)
+    @routes.get("/deployments/{deployment_id}", response_model_exclude_none=True, dependencies=[_READING])
+    async def get_deployment(deployment_id: str, response: Response, user: Caller) -> APIResponse[Deployment]:
+        return _answer(await _seen(deployment_id, fleet, user), fleet, response)
 
     @routes.patch(
-        "/deployments/{deployment_id}", response_model_exclude_none=True, dependencies=[Depends(require_json)]
+        "/deployments/{deployment_id}",
+        response_model_exclude_none=True,
+        dependencies=[Depends(require_json), _DEPLOYING],
     )
     async def change_deployment(
-        deployment_id: str, body: DeploymentChange, response: Response, if_match: IfMatch = None
+        deployment_id: str, body: DeploymentChange, response: Response, user: Caller, if_match: IfMatch = None
     ) -> APIResponse[Deployment]:
         """Change weight and limit; with `If-Match` only where nobody else has changed them meanwhile."""
+        await _seen(deployment_id, fleet, user)
         record = await fleet.change(
             deployment_id,
             weight=body.routing_weight, max_concurrency=body.max_concurrency, revision=_revision(if_match),
         )  # fmt: skip
         return _answer(record, fleet, response)
 
-    @routes.delete("/deployments/{deployment_id}", status_code=202, response_model_exclude_none=True)
-    async def undeploy(deployment_id: str) -> APIResponse[DeploymentStatus]:
+    @routes.delete(
+        "/deployments/{deployment_id}", status_code=202, response_model_exclude_none=True, dependencies=[_DEPLOYING]
+    )
+    async def undeploy(deployment_id: str, user: Caller) -> APIResponse[DeploymentStatus]:
         """Take no more requests, answer those that are under way, and unload."""
+        await _seen(deployment_id, fleet, user)
         record = await fleet.undeploy(deployment_id)
         return APIResponse(data=DeploymentStatus(deployment_id=record.id, status=record.state))
 
     return routes
+
+
+async def _seen(deployment_id: str, fleet: Fleet, user: User) -> DeploymentRecord:
+    """Raises NotFoundError, also for one of a model that is not there for `user`."""
+    record = await asyncio.to_thread(fleet.deployments.get, deployment_id)
+    if not user.sees(DEPARTMENT_OF[record.model_type]):
+        raise NotFoundError(f"no deployment {deployment_id!r}")
+    return record
 
 
 def _answer(record: DeploymentRecord, fleet: Fleet, response: Response) -> APIResponse[Deployment]:

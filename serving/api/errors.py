@@ -20,6 +20,8 @@ from serving.limiter import LimitReachedError
 
 _CODES = {
     400: ("malformed", "the request can't be read"),
+    401: ("unauthenticated", "a valid token is needed"),
+    403: ("forbidden", "this is not allowed to you"),
     404: ("not_found", "not found"),
     405: ("method_not_allowed", "this method is not allowed here"),
     409: ("conflict", "the request does not fit the state that this is in"),
@@ -27,7 +29,7 @@ _CODES = {
     413: ("too_large", "the body is too large"),
     415: ("wrong_media_type", "the body must be application/json"),
     422: ("invalid_content", "the request is not valid"),
-    429: ("limit_reached", "as many requests as this may have are under way"),
+    429: ("limit_reached", "too many requests"),
     499: ("caller_gone", "the caller went away"),
     500: ("internal", "the request failed on our side"),
     503: ("unavailable", "no capacity for this request now"),
@@ -38,7 +40,10 @@ _log = logging.getLogger(__name__)
 
 
 _STATUSES = {NotFoundError: 404, StaleError: 412, ConflictError: 409, StorageError: 507}  # the special first
-_KINDS = {404: "not_found_error", 429: "rate_limit_error", 503: "overloaded_error", 504: "timeout_error"}
+_KINDS = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error",
+    503: "overloaded_error", 504: "timeout_error",
+}  # fmt: skip
 
 
 class OpenAIErrorDetail(BaseModel):
@@ -80,11 +85,11 @@ def _openai_body(status: int, errors: Sequence[str], param: str | None = None) -
     return OpenAIError(error=OpenAIErrorDetail(message="; ".join(errors), type=kind, param=param, code=code))
 
 
-def _answer(
-    request: Request, status: int, errors: Sequence[str], headers: Mapping[str, str] | None = None,
-    param: str | None = None,
-) -> JSONResponse:  # fmt: skip
-    if not request.url.path.startswith("/v1/"):
+def answer_at(
+    path: str, status: int, errors: Sequence[str], headers: Mapping[str, str] | None = None, param: str | None = None
+) -> JSONResponse:
+    """An error as callers of `path` expect it: our body, or OpenAI's under `/v1/`."""
+    if not path.startswith("/v1/"):
         return error_response(status, errors, headers)
     return JSONResponse(_openai_body(status, errors, param).model_dump(), status, headers=dict(headers or {}))
 
@@ -94,7 +99,7 @@ async def _invalid(request: Request, error: Exception) -> JSONResponse:
     status = 400 if any(problem["type"] == "json_invalid" for problem in problems) else 422
     described = [_describe(problem) for problem in problems]
     param = ".".join(str(part) for part in problems[0]["loc"][1:]) if problems and status == 422 else None
-    return _answer(request, status, described, param=param)
+    return answer_at(request.url.path, status, described, param=param)
 
 
 def _describe(problem: Mapping[str, Any]) -> str:
@@ -108,14 +113,14 @@ def _describe(problem: Mapping[str, Any]) -> str:
 async def _http(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, HTTPException):
         raise error
-    return _answer(request, error.status_code, [str(error.detail)], error.headers)
+    return answer_at(request.url.path, error.status_code, [str(error.detail)], error.headers)
 
 
 async def _ours(request: Request, error: Exception) -> JSONResponse:
     if not isinstance(error, NeuroWeaverError):
         raise error
     status, headers = _status(error)
-    return _answer(request, status, [str(error)], headers)
+    return answer_at(request.url.path, status, [str(error)], headers)
 
 
 def _status(error: NeuroWeaverError) -> tuple[int, dict[str, str]]:
@@ -135,4 +140,4 @@ def _status(error: NeuroWeaverError) -> tuple[int, dict[str, str]]:
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     _log.error("%s %s failed with %s", request.method, request.url.path, type(error).__name__)
-    return _answer(request, 500, ["an unexpected error; the service's log has its kind"])
+    return answer_at(request.url.path, 500, ["an unexpected error; the service's log has its kind"])

@@ -17,18 +17,21 @@ from neuroweaver.contracts import (
 )
 from neuroweaver.errors import NotFoundError
 from neuroweaver.settings import Settings
+from serving.auth.requirements import Caller, requires
 from serving.catalog import Catalog, ServedModel
+
+_ANY_ROLE = requires("executeWorkflows", "viewPerformanceMetrics")
 
 
 def router(catalog: Catalog, settings: Settings) -> APIRouter:
     routes = APIRouter(tags=["models"])
 
-    @routes.get("/models", response_model_exclude_none=True)
+    @routes.get("/models", response_model_exclude_none=True, dependencies=[_ANY_ROLE])
     async def list_models(
-        page: Annotated[int, Query(ge=1)] = 1, limit: Annotated[int, Query(ge=1, le=100)] = 20
+        user: Caller, page: Annotated[int, Query(ge=1)] = 1, limit: Annotated[int, Query(ge=1, le=100)] = 20
     ) -> APIResponse[ModelList]:
-        """The models that can be asked now; those without a model type are listed under `/v1/models` alone."""
-        models = [model for model in catalog.all() if model.model_type is not None]
+        """The models that the caller can ask now; those without a model type are listed under `/v1/models` alone."""
+        models = [model for model in catalog.seen_by(user).all() if model.model_type is not None]
         shown = models[(page - 1) * limit : page * limit]
         pages = -(-len(models) // limit)
         return APIResponse(
@@ -36,10 +39,10 @@ def router(catalog: Catalog, settings: Settings) -> APIRouter:
             pagination=PaginationMeta(page=page, limit=limit, total=len(models), total_pages=pages),
         )
 
-    @routes.get("/models/{model_id}", response_model_exclude_none=True)
-    async def get_model(model_id: str) -> APIResponse[AIModel]:
+    @routes.get("/models/{model_id}", response_model_exclude_none=True, dependencies=[_ANY_ROLE])
+    async def get_model(model_id: str, user: Caller) -> APIResponse[AIModel]:
         """One model, by its id or by its type."""
-        model = catalog.find(model_id)
+        model = catalog.seen_by(user).find(model_id)
         if model.model_type is None:
             raise NotFoundError(f"{model.id} has no model type: ask for it under /v1")
         return APIResponse(data=_model(model, catalog, settings))

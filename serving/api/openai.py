@@ -36,27 +36,37 @@ from serving.api.openai_shapes import (
     TokenLogprob,
     Usage,
 )
-from serving.catalog import Catalog
+from serving.auth.requirements import Caller, note_object, requires
+from serving.catalog import Catalog, ServedModel
 from serving.chat import Chats
 from serving.engine.protocol import EngineAnswer, EngineRequest, Message
 
 ANSWER_TOKENS = 1024  # where the caller sets no limit
 
+_ASKING = requires("executeWorkflows", "testModels")
+
 
 def router(chats: Chats, catalog: Catalog, settings: Settings, base_name: str) -> APIRouter:
     routes = APIRouter(tags=["openai"], prefix="/v1")
 
-    @routes.post("/chat/completions", dependencies=[Depends(require_json)], response_model=ChatCompletion)
-    async def complete(body: ChatCompletionRequest, request: Request) -> Response:
-        """Continue a conversation by a model, its adapter, or the base model."""
-        demand = None if body.model == base_name else _demand(body, catalog)
+    @routes.post(
+        "/chat/completions",
+        dependencies=[Depends(require_json), _ASKING, requires("customerPII")],
+        response_model=ChatCompletion,
+    )
+    async def complete(body: ChatCompletionRequest, request: Request, user: Caller) -> Response:
+        """Continue a conversation by a model, its adapter, or the base model; the text goes out as it is written."""
+        demand = None if body.model == base_name else _demand(body, catalog.seen_by(user))
+        note_object(request, _object(demand) or base_name)
+        seen = chats.seen_by(user)
         naming: dict[str, Any] = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time())}
 
         def ask(adapter: str | None, seconds: float) -> EngineRequest:
             return _asked(body, adapter, seconds)
 
         if not body.stream:
-            adapter, answer = await while_connected(request, chats.answer(demand, ask))
+            adapter, answer = await while_connected(request, seen.answer(demand, ask))
+            note_object(request, adapter or base_name)
             price = settings.price_of(adapter)
             choice = Choice(
                 message=AnswerMessage(content=answer.text),
@@ -67,7 +77,8 @@ def router(chats: Chats, catalog: Catalog, settings: Settings, base_name: str) -
             return Response(whole.model_dump_json(), media_type="application/json")
 
         # What can't be answered at all has a status of its own.
-        adapter, pieces = await while_connected(request, chats.stream(demand, ask))
+        adapter, pieces = await while_connected(request, seen.stream(demand, ask))
+        note_object(request, adapter or base_name)
         price = settings.price_of(adapter)
 
         def chunk(choices: list[ChunkChoice], total: Usage | None = None) -> str:
@@ -91,22 +102,18 @@ def router(chats: Chats, catalog: Catalog, settings: Settings, base_name: str) -
 
         return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
-    @routes.get("/models")
-    async def list_models() -> ModelCards:
+    @routes.get("/models", dependencies=[_ASKING])
+    async def list_models(user: Caller) -> ModelCards:
         """The base model, the adapters beside it, and the upstreams."""
-        return ModelCards(data=[_base_card(base_name), *(_card(name) for name in _names())])
+        return ModelCards(data=[_base_card(base_name), *map(_card, catalog.seen_by(user).all())])
 
-    @routes.get("/models/{model_id}")
-    async def get_model(model_id: str) -> ModelCard:
-        return _base_card(base_name) if model_id == base_name else _card(catalog.find(model_id).id)
+    @routes.get("/models/{model_id}", dependencies=[_ASKING])
+    async def get_model(model_id: str, user: Caller) -> ModelCard:
+        return _base_card(base_name) if model_id == base_name else _card(catalog.seen_by(user).find(model_id))
 
-    def _names() -> list[str]:
-        return [model.id for model in catalog.all()]
-
-    def _card(name: str) -> ModelCard:
-        model = catalog.find(name)
+    def _card(model: ServedModel) -> ModelCard:
         created = int(datetime.fromisoformat(model.trained_at).timestamp()) if model.trained_at else 0
-        return ModelCard(id=name, created=created, parent=None if model.version is None else base_name)
+        return ModelCard(id=model.id, created=created, parent=None if model.version is None else base_name)
 
     return routes
 
@@ -123,6 +130,13 @@ def _demand(body: ChatCompletionRequest, catalog: Catalog) -> Demand:
         return Demand(key, body.model, input_length=length)
     model = catalog.find(body.model)
     return Demand(key, model.model_type, input_length=length, override=Override(model.id, "the request names it"))
+
+
+def _object(demand: Demand | None) -> str | None:
+    """What is asked for: a model, or a model type while it is not known who answers; None for the base model."""
+    if demand is None:
+        return None
+    return demand.model_type if demand.override is None else demand.override.model_id
 
 
 def _asked(body: ChatCompletionRequest, adapter: str | None, seconds: float) -> EngineRequest:

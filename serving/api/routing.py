@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, Request
 
 from neuroweaver import tasks
 from neuroweaver.contracts import APIResponse
@@ -13,6 +13,7 @@ from neuroweaver.routing.candidates import Candidate, Demand, Override
 from neuroweaver.routing.decision import Decision, Judgement
 from serving.api.bodies import require_json
 from serving.api.routing_shapes import ConsideredModel, ModelSelection, RoutingDecision, SelectedModel
+from serving.auth.requirements import Caller, note_object, requires
 from serving.catalog import Catalog
 from serving.router import Router
 
@@ -22,11 +23,17 @@ _log = logging.getLogger(__name__)
 def router(requests: Router, catalog: Catalog) -> APIRouter:
     routes = APIRouter(tags=["routing"])
 
-    @routes.post("/routing/select", response_model_exclude_none=True, dependencies=[Depends(require_json)])
-    async def select(body: ModelSelection) -> APIResponse[RoutingDecision]:
+    @routes.post(
+        "/routing/select",
+        response_model_exclude_none=True,
+        dependencies=[Depends(require_json), requires("executeWorkflows", "testModels")],
+    )
+    async def select(body: ModelSelection, request: Request, user: Caller) -> APIResponse[RoutingDecision]:
         """Which model would answer now, which others were considered, and why not those. Nothing is sent to any."""
-        demand = _demand(body, catalog)
-        decision = requests.decide(demand)
+        demand = _demand(body, catalog.seen_by(user))
+        decision = requests.seen_by(user).decide(demand)
+        if decision.chosen is not None:
+            note_object(request, decision.chosen.model_id)
         if demand.override is not None:
             _log.info("asked for %s by hand (%s)", demand.override.model_id, demand.override.duration)
         return APIResponse(data=_wire(body, decision, requests))

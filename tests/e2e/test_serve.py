@@ -19,6 +19,11 @@ import psutil
 import pytest
 import yaml
 
+from neuroweaver.audit_trail import AuditTrail
+from neuroweaver.issuer import LocalIssuer
+from neuroweaver.store import Store
+from neuroweaver.users import User
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SQLAlchemy's, about MLflow
 
 STARTUP_SECONDS = 120
@@ -82,7 +87,7 @@ class Service:
         return True
 
 
-def start(home: Path, base: str, log: Path) -> Service:
+def start(home: Path, base: str, log: Path, host: str = "127.0.0.1") -> Service:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -96,7 +101,7 @@ def start(home: Path, base: str, log: Path) -> Service:
     command = [sys.executable, "-m", "bentoml", "serve", "serving.service:NeuroWeaver"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            [*command, "--host", host, "--port", str(port)],
             cwd=home, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
     return Service(process, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60), log)
@@ -106,8 +111,8 @@ def start(home: Path, base: str, log: Path) -> Service:
 def run_service(tmp_path: Path) -> Iterator[Callable[[Path, str], Service]]:
     started: list[Service] = []
 
-    def run(home: Path, base: str) -> Service:
-        started.append(start(home, base, tmp_path / f"service-{len(started)}.log"))
+    def run(home: Path, base: str, host: str = "127.0.0.1") -> Service:
+        started.append(start(home, base, tmp_path / f"service-{len(started)}.log", host))
         return started[-1]
 
     yield run
@@ -328,3 +333,36 @@ def test_service_answers_with_models_of_another_service_as_upstreams(
     assert "upstream keyless is left out: api_key_file" in said
     assert "sk-canary" not in said
     assert "Tacoma" not in said
+
+
+def test_service_that_others_can_reach_answers_with_a_token_alone(
+    tiny_base: Path, run_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    service = run_service(home, str(tiny_base), "0.0.0.0")
+    service.wait_until("/readyz", 200)
+    client = service.client
+    paths = ("/api/v1/models", "/v1/models", "/nothing", "/openapi.json")
+
+    def told(token: str | None) -> list[int]:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        return [client.get(path, headers=headers).status_code for path in paths]
+
+    issuer = LocalIssuer(home)
+    manager = issuer.issue(User("ada", "manager", frozenset(["sales"]), customer_pii=True), 1)
+    assert told(None) == [401] * 4, "though the caller is on loopback"
+    assert told("unused") == [401] * 4
+    assert told(issuer.issue(User("ada", "manager"), -1)) == [401] * 4
+    assert told(manager) == [200, 200, 404, 200]
+    assert [client.get(path).status_code for path in ("/livez", "/readyz", "/metrics")] == [200] * 3
+
+    chat = {"model": tiny_base.name, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
+    by = {"Authorization": f"Bearer {manager}"}
+    assert client.post("/v1/chat/completions", json=chat, headers=by).status_code == 200
+    assert client.post("/v1/chat/completions", json=chat).status_code == 401
+    assert service.stop() == 0, service.log.read_text()
+    trail = AuditTrail(Store(f"sqlite:///{home / 'store.db'}"))
+    assert [(entry.user, entry.action, entry.outcome) for entry in trail.latest(9)] == [("ada", "complete", "200")]
+    assert trail.verify().broken is None
+    assert manager not in service.log.read_text()

@@ -1,0 +1,86 @@
+"""Tokens: RS256 access tokens of one issuer, verified as security.md's statements 1 to 6 ask."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+from neuroweaver.errors import NeuroWeaverError
+from neuroweaver.users import User
+from serving.auth.key_cache import KeyCache
+
+LEEWAY_SECONDS = 60
+MAX_CHARACTERS = 8192  # Cognito's are about a thousand
+MAX_NAME = 255
+
+# Headers that would let a token say how it is to be verified, and by whose key.
+_FOREIGN_HEADERS = ("jku", "jwk", "x5u", "x5c", "crit")
+
+
+class TokenRefusedError(NeuroWeaverError):
+    """A token that is not accepted; says why, and nothing of what is in it."""
+
+
+class TokenVerifier:
+    """Accepts the access tokens that `issuer` has signed, with a key of `keys`, for one of `client_ids`."""
+
+    def __init__(self, keys: KeyCache, issuer: str, client_ids: Collection[str]) -> None:
+        self._keys, self._issuer, self._client_ids = keys, issuer, frozenset(client_ids)
+
+    async def user_of(self, token: str) -> User:
+        """Raises TokenRefusedError."""
+        key = await self._keys.find(_key_id(token))
+        if key is None:
+            raise TokenRefusedError("the token is signed by an unknown key")
+        claims = self._claims(token, key)
+        if claims["token_use"] != "access":
+            raise TokenRefusedError("the token is no access token")
+        if not isinstance(claims["client_id"], str) or claims["client_id"] not in self._client_ids:
+            raise TokenRefusedError("the token is for another client")
+        if not claims["sub"] or len(claims["sub"]) > MAX_NAME:
+            raise TokenRefusedError("the token names no user")
+        return User.of_claims(claims)
+
+    def _claims(self, token: str, key: RSAPublicKey) -> dict[str, Any]:
+        try:
+            return jwt.decode(
+                token,
+                key,
+                algorithms=["RS256"],
+                issuer=self._issuer,
+                leeway=LEEWAY_SECONDS,
+                options={"require": ["exp", "iss", "sub", "client_id", "token_use"], "verify_aud": False},
+            )
+        except jwt.ExpiredSignatureError:
+            raise TokenRefusedError("the token has expired") from None
+        except jwt.ImmatureSignatureError:
+            raise TokenRefusedError("the token is not valid yet") from None
+        except jwt.InvalidIssuerError:
+            raise TokenRefusedError("the token is of another issuer") from None
+        except jwt.MissingRequiredClaimError as error:
+            raise TokenRefusedError(f"the token has no {error.claim}") from None
+        except jwt.InvalidSignatureError:
+            raise TokenRefusedError("the token's signature is wrong") from None
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError):
+            raise TokenRefusedError("the token can't be read") from None
+
+
+def _key_id(token: str) -> str:
+    """The id of the key that a token says it is signed with."""
+    if len(token) > MAX_CHARACTERS:
+        raise TokenRefusedError(f"the token is longer than {MAX_CHARACTERS} characters")
+    try:
+        header = jwt.get_unverified_header(token)
+    except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+        raise TokenRefusedError("the token can't be read") from None
+    if header.get("alg") != "RS256":
+        raise TokenRefusedError("the token is not signed with RS256")
+    if foreign := [name for name in _FOREIGN_HEADERS if name in header]:
+        raise TokenRefusedError(f"the token's header may not have {', '.join(foreign)}")
+    key_id = header.get("kid")
+    if not isinstance(key_id, str) or not 0 < len(key_id) <= MAX_NAME:
+        raise TokenRefusedError("the token names no key")
+    return key_id
