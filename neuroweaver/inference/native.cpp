@@ -163,8 +163,6 @@ struct LoraPiece {
     int32_t rank, inputs, column, width, padded;
 };
 
-int32_t nw_levels() { return LEVELS; }
-
 int64_t nw_packed_bytes(int64_t outputs, int64_t inputs) {
     return (outputs + TILE - 1) / TILE * (inputs / GROUP) * (int64_t)sizeof(Weights);
 }

@@ -39,7 +39,6 @@ class LoraPiece(ctypes.Structure):
 
 
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
-    "nw_levels": (c_int32, []),
     "nw_packed_bytes": (c_int64, [c_int64] * 2),
     "nw_pack": (None, [c_void_p, c_int64, c_int64, c_void_p]),
     "nw_product": (None, [c_void_p, c_int64, c_int64, c_void_p, c_int64, c_void_p]),

@@ -233,7 +233,7 @@ class LocalEngine:
             try:
                 self._deliver(self._decoder.step())
             except Exception as error:
-                if memory.ran_out(error):
+                if memory.ran_out(error) and self._running:
                     self._shed()
                     continue
                 # Only the kind of error: its message may quote what a customer wrote.
