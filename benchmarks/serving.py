@@ -7,8 +7,8 @@ Sample rows of all five tasks, each as its role's prompt with the role's JSON sc
 chat completions, streamed. Adapters are of rank 16 on every linear layer, untrained: they cost what trained ones do,
 and answers stay the base model's. Every system runs alone. Callers come in closed loops, so many at a time; with four
 adapters also as they like (`--rate`: so many a second on average, a Poisson process), whatever is still running.
-Ours is measured without an adapter, too. Transformers has no schema (its answers are as long as `max_tokens` lets them
-be), and llama.cpp one adapter at most.
+Ours is measured without an adapter, too, and in fp32 with four. Transformers has no schema (its answers are as long as
+`max_tokens` lets them be), and llama.cpp one adapter at most.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ def run(
         for system in [*systems, *(["vllm"] if vllm else [])]:
             for count in adapters:
                 if (system == "llamacpp" and count > 1) or (count == 0 and not system.startswith("ours")):
+                    continue
+                if system == "ours-fp32" and count != _usual(adapters):  # the reference, not what serves
                     continue
                 chosen = dict(list(folders.items())[:count])
                 loads: list[tuple[int | None, float | None]] = [(callers, None) for callers in concurrency]
