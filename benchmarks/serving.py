@@ -55,6 +55,7 @@ SAMPLES = {
 SYSTEMS = ("ours", "ours-fp32", "transformers", "llamacpp")
 MAX_TOKENS = 256
 _START_SECONDS = 300
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)  # llama.cpp closes what rests, unannounced
 
 Say = Callable[[str], None]
 
@@ -212,7 +213,7 @@ async def drive(address: str, work: Sequence[Asked], callers: int) -> tuple[list
     """All of `work`, by so many callers at a time, and how long it took."""
     left = list(work)[::-1]
     found: list[Answered] = []
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=_LIMITS) as client:
 
         async def call() -> None:
             while left:
@@ -226,7 +227,7 @@ async def drive(address: str, work: Sequence[Asked], callers: int) -> tuple[list
 async def _arrive(address: str, work: Sequence[Asked], rate: float, seed: int) -> tuple[list[Answered], float]:
     """All of `work`, `rate` a second on average, and how long it took until the last was answered."""
     waits = np.random.default_rng(seed).exponential(1 / rate, len(work))
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=httpx.Limits(max_connections=None)) as client:
+    async with httpx.AsyncClient(base_url=address, timeout=600, limits=_LIMITS) as client:
         started = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             tasks = []
