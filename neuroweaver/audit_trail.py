@@ -7,36 +7,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Connection, Integer, MetaData, Row, String, Table, insert, select, update
-from sqlalchemy import exc as sql
+from sqlalchemy import Connection, Row, insert, select, update
 
-from neuroweaver.errors import NeuroWeaverError
-from neuroweaver.store import NUMBERS, Store, storable, timestamp
+from neuroweaver.database import Database
+from neuroweaver.store import storable, timestamp
+from neuroweaver.tables import AUDIT, LAST_AUDIT_ENTRY, MAX_OBJECT, NUMBERS
 from neuroweaver.users import User
 
-LAST_ENTRY = "last_audit_entry"  # a row of NUMBERS
 START = "0" * 64  # what the first entry follows
-MAX_OBJECT = 255
 _PAGE = 1000
-
-# Made where it is missing: a store of an earlier version has everything else.
-_METADATA = MetaData()
-AUDIT = Table(
-    "audit_entries",
-    _METADATA,
-    Column("id", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
-    Column("at", String(32), nullable=False),
-    Column("user", String(255), nullable=False),
-    Column("role", String(16), nullable=False),
-    Column("action", String(128), nullable=False),
-    Column("object", String(MAX_OBJECT), nullable=False),
-    Column("outcome", String(64), nullable=False),
-    Column("hash", String(64), nullable=False),
-)
 
 
 @dataclass(frozen=True)
@@ -68,17 +51,23 @@ class Verification:
     head: str
     broken: str | None = None
 
+    def of(self, written: int) -> Verification:
+        """The same, broken where the trail is not as long as the number of entries that were `written`."""
+        if self.broken is None and self.entries != written:
+            broken = f"the trail ends at entry {self.entries}, {written} were written"
+            return Verification(self.entries, self.head, broken)
+        return self
+
 
 class AuditTrail:
     """The trail of a store. Any number of processes may append. Raises what the store raises."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Database) -> None:
         self._store = store
-        self._prepare()
 
     def append(self, user: User, action: str, object: str, outcome: str) -> AuditEntry:
         """Write an entry; it is on disk when this returns."""
-        last = NUMBERS.c.name == LAST_ENTRY
+        last = NUMBERS.c.name == LAST_AUDIT_ENTRY
         with self._store.write() as connection:
             # A counter, as for events: its row is locked until the entry is there.
             connection.execute(update(NUMBERS).where(last).values(value=NUMBERS.c.value + 1))
@@ -100,34 +89,22 @@ class AuditTrail:
 
     def verify(self) -> Verification:
         """Read the whole trail. A changed, missing, added or moved entry breaks it, the last ones included."""
-        count, head = 0, START
         with self._store.read() as connection:
-            counted = connection.scalar(select(NUMBERS.c.value).where(NUMBERS.c.name == LAST_ENTRY)) or 0
-            for entry in _all(connection):
-                if entry.id != count + 1:
-                    missing = f"entry {count + 1} is missing: {entry.id} comes next"
-                    return Verification(count, head, missing if entry.id > count else f"entry {entry.id} was added")
-                if not entry.follows(head):
-                    return Verification(count, head, f"entry {entry.id} is not what was written, or not where it was")
-                count, head = entry.id, entry.hash
-        if count != counted:
-            return Verification(count, head, f"the trail ends at entry {count}, {counted} were written")
-        return Verification(count, head)
+            counted = connection.scalar(select(NUMBERS.c.value).where(NUMBERS.c.name == LAST_AUDIT_ENTRY)) or 0
+            return verify_chain(_all(connection)).of(counted)
 
-    def _prepare(self) -> None:
-        try:
-            self._create()
-        except NeuroWeaverError as error:
-            # Two processes may see no table, and both create it; the loser fails when the winner is done.
-            if not isinstance(error.__cause__, sql.IntegrityError | sql.ProgrammingError | sql.OperationalError):
-                raise
-            self._create()
 
-    def _create(self) -> None:
-        with self._store.write() as connection:
-            AUDIT.create(connection, checkfirst=True)
-            if connection.scalar(select(NUMBERS.c.value).where(NUMBERS.c.name == LAST_ENTRY)) is None:
-                connection.execute(insert(NUMBERS).values(name=LAST_ENTRY, value=0))
+def verify_chain(entries: Iterable[AuditEntry]) -> Verification:
+    """Whether entries, in their order, are those that were written, with none missing between them."""
+    count, head = 0, START
+    for entry in entries:
+        if entry.id != count + 1:
+            missing = f"entry {count + 1} is missing: {entry.id} comes next"
+            return Verification(count, head, missing if entry.id > count else f"entry {entry.id} was added")
+        if not entry.follows(head):
+            return Verification(count, head, f"entry {entry.id} is not what was written, or not where it was")
+        count, head = entry.id, entry.hash
+    return Verification(count, head)
 
 
 def _all(connection: Connection) -> Iterator[AuditEntry]:

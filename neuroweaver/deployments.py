@@ -9,10 +9,12 @@ from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
 
 from neuroweaver.errors import ConflictError, NotFoundError, StaleError
 from neuroweaver.routing.candidates import Environment
-from neuroweaver.store import DEPLOYMENTS, Store, storable, timestamp
+from neuroweaver.store import Store, storable, timestamp
+from neuroweaver.tables import DEPLOYMENTS
 from neuroweaver.vocabulary import MODEL_TYPES
 
 
@@ -97,7 +99,10 @@ class Deployments:
                 raise ConflictError(
                     f"{model_id} is {other.state} in {environment} as {other.id}: change that one, or delete it first"
                 )
-            connection.execute(insert(DEPLOYMENTS).values(**values))
+            try:
+                connection.execute(insert(DEPLOYMENTS).values(**values))
+            except IntegrityError:  # PostgreSQL lets two look before one of them writes
+                raise ConflictError(f"{model_id} was deployed in {environment} by another call just now") from None
             return _exact(connection, str(values["id"]))
 
     def get(self, deployment_id: str) -> DeploymentRecord:
@@ -177,7 +182,7 @@ def _change(connection: Connection, record: DeploymentRecord, values: Mapping[st
 
 
 def _exact(connection: Connection, deployment_id: str, *, locked: bool = False) -> DeploymentRecord:
-    """Locked against others that would change it meanwhile; SQLite lets one write at a time anyway."""
+    """`locked` against others that would change it meanwhile; SQLite lets one write at a time anyway."""
     query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.id == deployment_id)
     row = connection.execute(query.with_for_update() if locked else query).first()
     if row is None:

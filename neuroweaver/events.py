@@ -15,13 +15,16 @@ from sqlalchemy import Row, Select, delete, func, insert, select, update
 
 from neuroweaver.errors import UsageError
 from neuroweaver.jobs import Jobs, Progress
-from neuroweaver.store import EVENTS, LAST_EVENT, NUMBERS, PRUNED_EVENTS, Store, storable, timestamp
+from neuroweaver.store import Store, storable, timestamp
+from neuroweaver.tables import EVENTS, LAST_EVENT, NUMBERS, PRUNED_EVENTS
 
 PROGRESS, COMPLETED, FAILED = "training.progress", "training.completed", "training.failed"
 CHANNELS = ("training", "deployment", "workflow", "agent", "system")
+_MAX_CHANNEL = 255
 
 # Well under the two seconds that watchers are promised: a write takes its time on a busy disk.
 _REPEAT_SECONDS = 1.25
+_STEP = 10_000  # events that are deleted at once
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +63,8 @@ class EventLog:
         kind, _, name = channel.partition(":")
         if kind not in CHANNELS or not name:
             raise UsageError(f"unknown channel {channel!r}: {', '.join(f'{kind}:…' for kind in CHANNELS)} are allowed")
+        if len(channel) > _MAX_CHANNEL:
+            raise UsageError(f"a channel may have {_MAX_CHANNEL} characters, this one has {len(channel)}")
         last = NUMBERS.c.name == LAST_EVENT
         with self._store.write() as connection:
             # A counter, not a sequence: its row is locked until the event is there, so that nobody reads 8 before 7.
@@ -99,15 +104,20 @@ class EventLog:
         return self._number(PRUNED_EVENTS)
 
     def prune(self, older_than: datetime) -> int:
-        """Delete the events before the first one that is not older; gives how many. Numbers are never used again."""
-        with self._store.write() as connection:
-            kept = connection.scalar(select(func.min(EVENTS.c.id)).where(EVENTS.c.timestamp >= timestamp(older_than)))
-            through = kept - 1 if kept else connection.scalar(select(func.max(EVENTS.c.id)))
-            if not through:
-                return 0
-            deleted = connection.execute(delete(EVENTS).where(EVENTS.c.id <= through)).rowcount
-            if deleted:
-                connection.execute(update(NUMBERS).where(NUMBERS.c.name == PRUNED_EVENTS).values(value=through))
+        """Delete the events before the first one that is not older; gives how many. Numbers are never used again.
+
+        In steps, so that those who write need not wait until all are deleted.
+        """
+        young = select(EVENTS.c.id).where(EVENTS.c.timestamp >= timestamp(older_than)).order_by(EVENTS.c.id).limit(1)
+        old = EVENTS.c.id < func.coalesce(young.scalar_subquery(), 2**63 - 1)
+        with self._store.read() as connection:
+            first, last = connection.execute(select(func.min(EVENTS.c.id), func.max(EVENTS.c.id)).where(old)).one()
+        deleted = 0
+        for through in [] if first is None else [*range(first + _STEP - 1, last, _STEP), last]:
+            with self._store.write() as connection:
+                deleted += connection.execute(delete(EVENTS).where(EVENTS.c.id <= through)).rowcount
+                pruned = NUMBERS.c.name == PRUNED_EVENTS, NUMBERS.c.value < through
+                connection.execute(update(NUMBERS).where(*pruned).values(value=through))
         return deleted
 
     def _number(self, name: str) -> int:

@@ -10,12 +10,13 @@ from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, Select, Update, insert, select, update
+from sqlalchemy import Connection, Row, Select, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from neuroweaver import processes
 from neuroweaver.errors import ConflictError, NotFoundError, UsageError
-from neuroweaver.store import JOB_MOVES, JOBS, Store, storable, timestamp
+from neuroweaver.store import Store, storable, timestamp
+from neuroweaver.tables import JOB_MOVES, JOBS
 
 _FOREIGN_SECONDS = 60.0
 
@@ -187,7 +188,7 @@ class Jobs:
         or where the job is no longer run by the `owner` that is given.
         """
         with self._store.write() as connection:
-            record = _exact(connection, job_id)
+            record = _exact(connection, job_id, locked=True)
             if owner is not None and record.owner != owner:
                 raise ConflictError(
                     f"job {job_id} ({record.state}) is run by {record.owner or 'nobody'}, not by {owner}"
@@ -200,7 +201,8 @@ class Jobs:
         Raises ConflictError for all others.
         """
         with self._store.write() as connection:
-            return _move(connection, _exact(connection, job_id), JobState.RUNNING, f"started by {owner}", owner=owner)
+            record = _exact(connection, job_id, locked=True)
+            return _move(connection, record, JobState.RUNNING, f"started by {owner}", owner=owner)
 
     def heartbeat(self, job_id: str, progress: Progress | None = None) -> None:
         """Note that whoever runs the job is alive, and how far it is."""
@@ -231,8 +233,7 @@ class Jobs:
 
     def _update(self, job_id: str, values: dict[str, Any]) -> None:
         with self._store.write() as connection:
-            if connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(**values)).rowcount == 0:
-                raise _missing(job_id)
+            _change(connection, job_id, values)
 
     def request_cancel(self, job_id: str) -> JobRecord:
         """Ask a job to end: at once where it is queued, else whoever runs it will see it. Asking again does no harm.
@@ -240,12 +241,12 @@ class Jobs:
         Raises ConflictError for a job that has ended.
         """
         with self._store.write() as connection:
-            record = _exact(connection, job_id)
+            record = _exact(connection, job_id, locked=True)
             if record.state.ended:
                 raise ConflictError(f"job {job_id} is {record.state} already: there is nothing to cancel")
             if record.state is JobState.QUEUED:
                 return _move(connection, record, JobState.CANCELLED, "cancelled while it was queued")
-            _change(connection, record, {"cancel_requested": True, "updated_at": timestamp()})
+            _change(connection, job_id, {"cancel_requested": True, "updated_at": timestamp()})
             return _exact(connection, job_id)
 
     def cancel_requested(self, job_id: str) -> bool:
@@ -277,13 +278,10 @@ class Jobs:
             f"`neuroweaver jobs resume {record.id}` goes on from the last checkpoint"
         )
         with self._store.write() as connection:
-            current = _exact(connection, record.id)
+            current = _exact(connection, record.id, locked=True)
             if (current.state, current.heartbeat_at) != (record.state, record.heartbeat_at):
-                return False
-            try:
-                _move(connection, current, JobState.FAILED, reason, error_message=reason, if_silent=True)
-            except ConflictError:  # it gave a sign of life in this very moment
-                return False
+                return False  # it gave a sign of life meanwhile
+            _move(connection, current, JobState.FAILED, reason, error_message=reason)
         return True
 
 
@@ -307,8 +305,8 @@ def _move(
     *,
     error_message: str | None = None,
     owner: str | None = None,
-    if_silent: bool = False,
 ) -> JobRecord:
+    """Move a job whose row is locked."""
     if to not in MOVES[record.state]:
         held = f" (by {record.owner})" if record.owner else ""
         allowed = ", ".join(sorted(MOVES[record.state])) or "nothing: this is its end"
@@ -330,20 +328,14 @@ def _move(
         values["ended_at"] = now if to.ended else None
         if record.state.ended:  # resumed: an earlier wish to cancel it is over
             values["cancel_requested"] = False
-    _change(connection, record, values, if_silent=if_silent)
+    _change(connection, record.id, values)
     _note_move(connection, record.id, record.state, to, reason, now)
     return _exact(connection, record.id)
 
 
-def _change(connection: Connection, record: JobRecord, values: dict[str, Any], *, if_silent: bool = False) -> None:
-    """Update the row if it still is as `record` says. PostgreSQL lets several look before one of them writes."""
-    condition: Update = update(JOBS).where(
-        JOBS.c.id == record.id, JOBS.c.state == record.state.value, JOBS.c.attempts == record.attempts
-    )
-    if if_silent:
-        condition = condition.where(JOBS.c.heartbeat_at == record.heartbeat_at)
-    if connection.execute(condition.values(**values)).rowcount == 0:
-        raise ConflictError(f"job {record.id} is no longer {record.state}: another process was first")
+def _change(connection: Connection, job_id: str, values: dict[str, Any]) -> None:
+    if connection.execute(update(JOBS).where(JOBS.c.id == job_id).values(**values)).rowcount == 0:
+        raise _missing(job_id)
 
 
 def _note_move(
@@ -353,8 +345,10 @@ def _note_move(
     connection.execute(insert(JOB_MOVES).values(job_id=job_id, **values))
 
 
-def _exact(connection: Connection, job_id: str) -> JobRecord:
-    row = connection.execute(select(JOBS).where(JOBS.c.id == job_id)).first()
+def _exact(connection: Connection, job_id: str, *, locked: bool = False) -> JobRecord:
+    """`locked` against others that would change it meanwhile; SQLite lets one write at a time anyway."""
+    query = select(JOBS).where(JOBS.c.id == job_id)
+    row = connection.execute(query.with_for_update() if locked else query).first()
     if row is None:
         raise _missing(job_id)
     return _record(row)

@@ -1,13 +1,25 @@
-"""Fixtures that many tests share: a base model of a few thousand random weights, and adapters for it."""
+"""Fixtures that many tests share: a base model of a few thousand random weights, adapters for it, and stores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from neuroweaver import memory
+from neuroweaver.store import Store
+
+if TYPE_CHECKING:
+    import psycopg
 
 memory.spin_briefly()  # before any test imports PyTorch
 
@@ -75,3 +87,79 @@ def tiny_adapter(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Callable[[], str]]:
+    """A PostgreSQL of its own in a temporary folder, reached by a socket there; a call gives the URL of an empty schema."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), reverse=True)
+    found = shutil.which("initdb") or next(map(str, programs), None)
+    if found is None:
+        pytest.skip("PostgreSQL is not installed (Debian's package is `postgresql`)")
+    initdb = Path(found).resolve()
+    folder = Path(tempfile.mkdtemp(prefix="postgresql-"))
+    user, group = _postgresql_user()
+    os.chown(folder, user, group)
+    environment = {"PATH": os.defpath, "LC_ALL": "C"}
+    owned = {"cwd": folder, "env": environment} | (
+        {"user": user, "group": group, "extra_groups": []} if not os.getuid() else {}
+    )
+    subprocess.run(
+        [initdb, "--pgdata=data", "--username=neuroweaver", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync"],
+        check=True, stdout=subprocess.DEVNULL, **owned,
+    )  # fmt: skip
+    settings = "fsync=off full_page_writes=off autovacuum=off max_connections=200 listen_addresses="
+    options = " ".join(f"-c {setting}" for setting in settings.split())
+    # It ends with this process, however that ends: then the pipe is closed.
+    script = f"{initdb.with_name('postgres')} -D data -k {folder} {options} 2>log & read -r _; kill -QUIT $!; wait"
+    server = subprocess.Popen(["bash", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, **owned)
+    try:
+        with _connected(folder, server) as connection:
+            numbers = count(1)
+
+            def make() -> str:
+                schema = f"store_{next(numbers)}"  # made much faster than a database
+                connection.execute(f"CREATE SCHEMA {schema}")
+                return f"postgresql://neuroweaver@/postgres?host={folder}&options=-csearch_path%3D{schema}"
+
+            yield make
+    finally:
+        server.communicate(timeout=60)
+        shutil.rmtree(folder)
+
+
+def _connected(folder: Path, server: subprocess.Popen[bytes]) -> psycopg.Connection[Any]:
+    import psycopg
+
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return psycopg.connect(host=str(folder), user="neuroweaver", dbname="postgres", autocommit=True)
+        except psycopg.OperationalError:  # it starts
+            if server.poll() is not None or time.monotonic() > deadline:
+                pytest.fail((folder / "log").read_text())
+            time.sleep(0.02)
+
+
+def _postgresql_user() -> tuple[int, int]:
+    """PostgreSQL refuses to run as root."""
+    if os.getuid():
+        return os.getuid(), os.getgid()
+    names = {entry.pw_name: entry for entry in pwd.getpwall()}
+    found = names.get("postgres") or names["nobody"]
+    return found.pw_uid, found.pw_gid
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where no store is yet. A test that has it runs twice."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'store.db'}"
+    make: Callable[[], str] = request.getfixturevalue("postgresql")
+    return make()
+
+
+@pytest.fixture
+def opened(store_url: str) -> Store:
+    """A new store."""
+    return Store(store_url)

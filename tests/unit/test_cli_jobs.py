@@ -27,7 +27,8 @@ from neuroweaver.errors import ConflictError, StorageError
 from neuroweaver.events import EventLog, TrainingProgress
 from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.settings import Settings
-from neuroweaver.store import EVENTS, Store, open_store, timestamp
+from neuroweaver.store import Store, open_store, timestamp
+from neuroweaver.tables import EVENTS
 from pipelines import cli, cli_jobs
 
 SALES = "training:automotive-sales"

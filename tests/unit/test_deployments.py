@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 from sqlalchemy.exc import IntegrityError
 
 from neuroweaver.deployments import MOVES, DeploymentRecord, Deployments, DeploymentState
 from neuroweaver.errors import ConflictError, NotFoundError, StaleError
-from neuroweaver.store import DEPLOYMENTS, Store
+from neuroweaver.store import Store
+from neuroweaver.tables import DEPLOYMENTS
 
 ACTIVE, DRAINING, FAILED, STOPPED = (
     DeploymentState.ACTIVE, DeploymentState.DRAINING, DeploymentState.FAILED, DeploymentState.STOPPED,
@@ -18,13 +18,8 @@ ACTIVE, DRAINING, FAILED, STOPPED = (
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'store.db'}"
-
-
-@pytest.fixture
-def deployments(url: str) -> Deployments:
-    return Deployments(Store(url))
+def deployments(store_url: str) -> Deployments:
+    return Deployments(Store(store_url))
 
 
 def make(deployments: Deployments, model_id: str = "automotive-sales@1") -> DeploymentRecord:
@@ -33,14 +28,14 @@ def make(deployments: Deployments, model_id: str = "automotive-sales@1") -> Depl
     )
 
 
-def test_a_deployment_is_there_for_whoever_opens_the_store_next(deployments: Deployments, url: str) -> None:
+def test_a_deployment_is_there_for_whoever_opens_the_store_next(deployments: Deployments, store_url: str) -> None:
     made = make(deployments)
     active = deployments.move(made.id, ACTIVE, "loaded")
     changed = deployments.change(made.id, weight=10.5)
 
     assert (made.state, made.revision, made.active_at) == (DeploymentState.DEPLOYING, 1, None)
     assert active.active_at is not None
-    found = Deployments(Store(url)).get(made.id)
+    found = Deployments(Store(store_url)).get(made.id)
     assert found == changed
     assert (found.weight, found.max_concurrency, found.revision, found.facts) == (10.5, 4, 3, {"accuracy": 0.9})
 
@@ -55,11 +50,12 @@ def test_a_model_is_deployed_once_in_an_environment(deployments: Deployments) ->
     assert make(deployments).id != first.id
 
 
-def test_the_database_itself_lets_no_second_one_in(deployments: Deployments, url: str) -> None:
+def test_the_database_itself_lets_no_second_one_in(deployments: Deployments, store_url: str) -> None:
+    opened = Store(store_url)
     first = make(deployments)
     row = {**vars(first), "id": "dep_other", "state": "active"}
 
-    with pytest.raises(IntegrityError), Store(url).engine.begin() as connection:
+    with pytest.raises(IntegrityError), opened.engine.begin() as connection:
         connection.execute(DEPLOYMENTS.insert().values(**row))
 
 
@@ -111,6 +107,19 @@ def test_of_changes_that_read_the_same_state_one_wins(deployments: Deployments) 
     assert deployments.get(made.id).revision == 2
 
 
+def test_of_calls_that_deploy_a_model_at_once_one_wins(store_url: str, deployments: Deployments) -> None:
+    def deploy(_: int) -> bool:
+        try:
+            return bool(make(deployments))
+        except ConflictError:
+            return False
+
+    for _ in range(5):
+        with ThreadPoolExecutor(8) as threads:
+            assert sum(threads.map(deploy, range(8))) == 1
+        deployments.move(deployments.find()[-1].id, FAILED, "damaged")
+
+
 def test_what_drains_or_has_ended_is_not_changed_and_what_is_unknown_is_not_found(deployments: Deployments) -> None:
     made = make(deployments)
     deployments.move(made.id, DRAINING, "undeployed")
@@ -130,10 +139,3 @@ def test_lists_are_stable_under_paging_and_by_state(deployments: Deployments) ->
     assert first + [record.id for record in deployments.find(limit=2, offset=2)] == ids[:4]
     assert [record.id for record in deployments.find([FAILED])] == [ids[1]]
     assert (deployments.count(), deployments.count([FAILED])) == (6, 1)
-
-
-def test_a_store_that_was_made_before_there_were_deployments_gets_their_table(url: str) -> None:
-    old = Store(url)
-    DEPLOYMENTS.drop(old.engine)
-
-    assert Deployments(Store(url)).find() == []

@@ -7,8 +7,10 @@ import logging
 import math
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -17,19 +19,16 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
+from neuroweaver import events as events_module
 from neuroweaver import processes
 from neuroweaver.errors import StorageError, UsageError
 from neuroweaver.events import Event, EventLog, TrainingProgress, fail_abandoned
 from neuroweaver.jobs import JobRecord, Jobs, JobState, Progress
-from neuroweaver.store import EVENTS, Store, timestamp
+from neuroweaver.store import Store, timestamp
+from neuroweaver.tables import EVENTS
 
 ROOT = Path(__file__).parents[2]
 SALES = "training:automotive-sales"
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Store:
-    return Store(f"sqlite:///{tmp_path / 'store.db'}")
 
 
 @pytest.fixture
@@ -101,7 +100,7 @@ def test_a_channel_that_is_none_of_the_contracts_is_refused(events: EventLog, ch
 
 
 def test_processes_that_write_at_once_share_one_row_of_numbers_and_readers_see_no_hole(
-    events: EventLog, tmp_path: Path
+    events: EventLog, store_url: str
 ) -> None:
     code = """
 import sys
@@ -112,7 +111,7 @@ print(*[log.append(sys.argv[2], "x", "m", {}).id for _ in range(60)])
 """
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'store.db'}", f"system:u{n}"],
+            [sys.executable, "-c", code, store_url, f"system:u{n}"],
             cwd=ROOT, text=True, stdout=subprocess.PIPE,
         )
         for n in range(2)
@@ -141,6 +140,54 @@ def test_pruning_leaves_a_gap_that_can_be_told(events: EventLog, opened: Store) 
     assert [event.id for event in events.read()] == [4, 5, 6]
     assert events.pruned_through() == 3
     assert events.last_id() == 6
+
+
+def test_pruning_goes_in_steps_and_the_gap_never_becomes_smaller(
+    events: EventLog, opened: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events_module, "_STEP", 4)
+    for _ in range(11):
+        events.append(SALES, "x", "m", {})
+    now = datetime.now(UTC)
+    for number in range(1, 11):
+        age(opened, number, now - timedelta(days=20 - number))
+
+    assert events.prune(now - timedelta(days=10.5)) == 9
+    assert events.prune(now - timedelta(days=15.5)) == 0
+    assert [event.id for event in events.read()] == [10, 11]
+    assert events.pruned_through() == 9
+
+
+def test_what_is_written_while_others_prune_is_kept(events: EventLog) -> None:
+    """Also where there is nothing young when pruning begins."""
+    cutoff = datetime.now(UTC) + timedelta(seconds=0.3)
+    stop = threading.Event()
+
+    def prune() -> int:
+        deleted = 0
+        while not stop.is_set():
+            deleted += events.prune(cutoff)
+        return deleted
+
+    with ThreadPoolExecutor(2) as threads:
+        pruning = threads.submit(prune)
+        try:
+            written = [events.append(SALES, "x", "m", {})]
+            while written[-1].timestamp < timestamp(cutoff + timedelta(seconds=0.2)):
+                written.append(events.append(SALES, "x", "m", {}))
+        finally:
+            stop.set()
+        deleted = pruning.result() + events.prune(cutoff)
+
+    young = [event for event in written if event.timestamp >= timestamp(cutoff)]
+    assert events.read() == young
+    assert deleted == len(written) - len(young) == events.pruned_through()
+
+
+def test_a_channel_that_no_database_holds_is_refused(events: EventLog) -> None:
+    assert events.append("system:" + "u" * 248, "x", "m", {}).id == 1
+    with pytest.raises(UsageError, match="may have 255 characters, this one has 256"):
+        events.append("system:" + "u" * 249, "x", "m", {})
 
 
 def test_numbers_of_pruned_events_are_never_used_again(events: EventLog) -> None:

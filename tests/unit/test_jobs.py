@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from neuroweaver import jobs as jobs_module
 from neuroweaver import processes
 from neuroweaver.errors import ConflictError, NotFoundError, UsageError
 from neuroweaver.jobs import MOVES, JobRecord, Jobs, JobState, Progress
-from neuroweaver.store import JOBS, Store, timestamp
+from neuroweaver.store import Store, timestamp
+from neuroweaver.tables import JOBS
 
 ROOT = Path(__file__).parents[2]
 HERE = processes.this_process().rpartition(":")[0]
@@ -32,11 +35,6 @@ WAYS: dict[JobState, tuple[JobState, ...]] = {
     JobState.FAILED: (JobState.FAILED,),
     JobState.CANCELLED: (JobState.CANCELLED,),
 }
-
-
-@pytest.fixture
-def opened(tmp_path: Path) -> Store:
-    return Store(f"sqlite:///{tmp_path / 'store.db'}")
 
 
 @pytest.fixture
@@ -250,7 +248,7 @@ def test_a_job_is_claimed_once(jobs: Jobs) -> None:
         jobs.claim(record.id, "there:2")
 
 
-def test_of_two_processes_that_race_exactly_one_wins_each_job(jobs: Jobs, tmp_path: Path) -> None:
+def test_of_two_processes_that_race_exactly_one_wins_each_job(jobs: Jobs, store_url: str) -> None:
     code = """
 import sys
 from neuroweaver.errors import ConflictError
@@ -267,7 +265,7 @@ for identity in sys.argv[2:]:
         print("lost", identity)
 """
     made = [jobs.create("automotive-sales", {}).id for _ in range(40)]
-    command = [sys.executable, "-c", code, f"sqlite:///{tmp_path / 'store.db'}", *made]
+    command = [sys.executable, "-c", code, store_url, *made]
     racers = [
         subprocess.Popen(command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)
     ]
@@ -290,16 +288,22 @@ for identity in sys.argv[2:]:
             assert [move.after for move in jobs.moves(identity)] == ["queued", "running"]
 
 
-def test_a_move_from_a_state_that_is_no_longer_so_changes_nothing(jobs: Jobs, opened: Store) -> None:
-    """What happens in PostgreSQL when two look before one of them writes."""
-    seen = jobs.create("automotive-sales", {})
-    won = jobs.claim(seen.id, "here:1")
+def test_of_calls_that_come_at_once_each_sees_what_the_one_before_has_done(jobs: Jobs) -> None:
+    """Nobody acts on a state that another call has just changed: a wish to cancel is kept, and nobody moves twice."""
+    for _ in range(10):
+        record = running(jobs, "here:1")
+        calls: list[Callable[[], JobRecord]] = [
+            lambda job_id=record.id: jobs.move(job_id, JobState.EVALUATING, "trained"),
+            lambda job_id=record.id: jobs.request_cancel(job_id),
+            lambda job_id=record.id: jobs.move(job_id, JobState.EVALUATING, "trained"),
+        ]
+        with ThreadPoolExecutor(3) as threads:
+            ended = [future.exception() for future in [threads.submit(call) for call in calls]]
 
-    with opened.write() as connection, pytest.raises(ConflictError, match="another process was first"):
-        jobs_module._move(connection, seen, JobState.RUNNING, "late", owner="there:2")
-
-    assert jobs.get(seen.id) == won
-    assert len(jobs.moves(seen.id)) == 2
+        assert ended[1] is None, "cancelling a job that has not ended is always possible"
+        assert sorted(type(error).__name__ for error in (ended[0], ended[2])) == ["ConflictError", "NoneType"]
+        assert jobs.cancel_requested(record.id)
+        assert [move.after for move in jobs.moves(record.id)] == ["queued", "running", "evaluating"]
 
 
 # cancelling
