@@ -16,8 +16,9 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from neuroweaver import base_model, ports, settings
+from neuroweaver import base_model, ports, retention, settings
 from neuroweaver.settings import Settings
+from neuroweaver.store import open_store
 from serving import registry
 from serving.api.errors import error_response
 from serving.app import create_app, create_fleet
@@ -65,6 +66,7 @@ class NeuroWeaver:
         self._spans = Spans(BentoMLContainer.tracer_provider.get().get_tracer("neuroweaver"))
         self._lock = threading.Lock()  # a service that stops starts no engine
         self._stopping = False
+        self._stopped = threading.Event()
         self._failed = False
         threading.Thread(target=self._load, name="loader", daemon=True).start()
 
@@ -87,6 +89,8 @@ class NeuroWeaver:
             if not self._stopping:
                 self._fail(f"the models can't be loaded: {error}")
             return
+        pruning = (open_store(chosen), chosen, self._stopped)
+        threading.Thread(target=retention.keep_pruning, args=pruning, name="retention", daemon=True).start()
         front.app = create_app(engines, catalog, chosen, base.title, fleet, access)
         _log.info("callers need %s", "no token: this is loopback" if access.verifier is None else "tokens")
         _log.info("serving %s on %s", ", ".join(model.id for model in catalog.all()) or "no models yet", base.title)
@@ -132,5 +136,6 @@ class NeuroWeaver:
     def _stop(self) -> None:
         with self._lock:
             self._stopping = True
+        self._stopped.set()
         if self._engine is not None:
             self._engine.close()
