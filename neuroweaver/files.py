@@ -10,11 +10,12 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 from uuid import uuid4
 
 from safetensors import SafetensorError
 
-from neuroweaver.errors import StorageError
+from neuroweaver.errors import StorageError, UsageError
 
 
 def sha256(path: Path) -> str:
@@ -40,6 +41,33 @@ def write_lines(path: Path, parts: Iterable[str]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file, for its owner alone, that becomes `path` when the block ends well, or else vanishes.
+
+    Raises UsageError where `path` is there already.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid4().hex}")
+        try:
+            _require_new(path)
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            _require_new(path)
+            temporary.rename(path)
+            _sync(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _require_new(path: Path) -> None:
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} is there already: give another name, or remove it first")
 
 
 @contextlib.contextmanager

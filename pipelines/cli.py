@@ -23,6 +23,7 @@ from pipelines import (
     cli_export,
     cli_jobs,
     cli_models,
+    cli_store,
     cli_sweep,
     cli_token,
     cli_train_all,
@@ -51,6 +52,7 @@ app.add_typer(cli_data.import_app, name="import")
 app.add_typer(cli_bench.bench_app, name="bench")
 app.add_typer(cli_jobs.jobs_app, name="jobs")
 app.add_typer(cli_audit.audit_app, name="audit")
+app.add_typer(cli_store.store_app, name="store")
 
 DataFile = Annotated[Path, typer.Option("--data", help="A file in any of the formats that can be trained on.")]
 
