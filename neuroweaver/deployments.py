@@ -1,4 +1,4 @@
-"""Deployments as everybody sees them: durable states, weights and limits."""
+"""Deployments as everybody sees them: durable states, weights and limits, and the events that tell of their changes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, sel
 from sqlalchemy.exc import IntegrityError
 
 from neuroweaver.errors import ConflictError, NotFoundError, StaleError
+from neuroweaver.events import DEPLOYMENT_COMPLETED, DEPLOYMENT_STARTED, HEALTH_CHECK, Draft, append_to
 from neuroweaver.routing.candidates import Environment
 from neuroweaver.store import Store, storable, timestamp
 from neuroweaver.tables import DEPLOYMENTS
@@ -103,7 +104,9 @@ class Deployments:
                 connection.execute(insert(DEPLOYMENTS).values(**values))
             except IntegrityError:  # PostgreSQL lets two look before one of them writes
                 raise ConflictError(f"{model_id} was deployed in {environment} by another call just now") from None
-            return _exact(connection, str(values["id"]))
+            record = _exact(connection, str(values["id"]))
+            append_to(connection, draft(record, DEPLOYMENT_STARTED))
+        return record
 
     def get(self, deployment_id: str) -> DeploymentRecord:
         """Raises NotFoundError."""
@@ -154,7 +157,11 @@ class Deployments:
                 raise StaleError(f"{deployment_id} is at revision {record.revision}, not {revision}: read it again")
             if record.state not in (DeploymentState.DEPLOYING, DeploymentState.ACTIVE):
                 raise ConflictError(f"{deployment_id} is {record.state}: only a deployment that serves can be changed")
-            return _change(connection, record, known) if known else record
+            if not known:
+                return record
+            changed = _change(connection, record, known)
+            append_to(connection, draft(changed, HEALTH_CHECK))
+        return changed
 
     def move(self, deployment_id: str, to: DeploymentState, reason: str) -> DeploymentRecord:
         """Raises NotFoundError, and ConflictError where its state does not allow it."""
@@ -168,7 +175,24 @@ class Deployments:
                 values["active_at"] = now
             if to.ended:
                 values["ended_at"] = now
-            return _change(connection, record, values)
+            moved = _change(connection, record, values)
+            brought_up = record.state is DeploymentState.DEPLOYING and to is not DeploymentState.DRAINING
+            append_to(connection, draft(moved, DEPLOYMENT_COMPLETED if brought_up else HEALTH_CHECK))
+        return moved
+
+
+def draft(record: DeploymentRecord, type: str, **more: Any) -> Draft:
+    """An event of a deployment as it is now: the contract's DeploymentEvent, with its id, weight and limit.
+
+    `status` is the state; beyond the contract's three it may be `draining` or `stopped`.
+    """
+    data: dict[str, Any] = {
+        "environment": record.environment, "status": record.state.value, "deploymentId": record.id,
+        "routingWeight": record.weight, "maxConcurrency": record.max_concurrency,
+    }  # fmt: skip
+    if record.state is DeploymentState.FAILED:
+        data["reason"] = record.reason
+    return Draft(f"deployment:{record.model_id}", type, record.model_id, {**data, **more})
 
 
 def _among(states: Collection[DeploymentState], model_types: Collection[str]) -> list[ColumnElement[bool]]:

@@ -6,21 +6,22 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-from sqlalchemy import Row, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, Select, delete, func, insert, select, update
 
-from neuroweaver.errors import UsageError
+from neuroweaver import channels
 from neuroweaver.jobs import Jobs, Progress
 from neuroweaver.store import Store, storable, timestamp
 from neuroweaver.tables import EVENTS, LAST_EVENT, NUMBERS, PRUNED_EVENTS
 
 PROGRESS, COMPLETED, FAILED = "training.progress", "training.completed", "training.failed"
-CHANNELS = ("training", "deployment", "workflow", "agent", "system")
-_MAX_CHANNEL = 255
+DEPLOYMENT_STARTED, DEPLOYMENT_COMPLETED = "deployment.started", "deployment.completed"
+HEALTH_CHECK = "deployment.health_check"
 
 # Well under the two seconds that watchers are promised: a write takes its time on a busy disk.
 _REPEAT_SECONDS = 1.25
@@ -42,12 +43,40 @@ class Event:
     job_id: str | None = None
 
     def to_wire(self) -> dict[str, Any]:
-        """The event as JSON values, as its watchers get it."""
-        wire = {
+        """The event as JSON values, as its watchers get it: the contract has no `data` in deployments' events."""
+        wire: dict[str, Any] = {
             "id": self.id, "channel": self.channel, "timestamp": self.timestamp, "type": self.type,
-            "modelId": self.model_id, "data": self.data,
+            "modelId": self.model_id,
         }  # fmt: skip
+        wire = {**self.data, **wire} if self.channel.startswith("deployment:") else {**wire, "data": self.data}
         return wire if self.job_id is None else {**wire, "jobId": self.job_id}
+
+
+class Draft(NamedTuple):
+    """An event that is to be written; the log gives it its number and time."""
+
+    channel: str
+    type: str
+    model_id: str
+    data: dict[str, Any]
+    job_id: str | None = None
+
+
+def append_to(connection: Connection, draft: Draft) -> Event:
+    """Write an event in the transaction of what it tells of, so that both are there or neither is.
+
+    Raises UsageError for a channel that is none of the contract's.
+    """
+    channels.parse(draft.channel)
+    last = NUMBERS.c.name == LAST_EVENT
+    # A counter, not a sequence: its row is locked until the event is there, so that nobody reads 8 before 7.
+    connection.execute(update(NUMBERS).where(last).values(value=NUMBERS.c.value + 1))
+    number = connection.scalar(select(NUMBERS.c.value).where(last))
+    if number is None:
+        raise RuntimeError(f"{NUMBERS.name} has no {LAST_EVENT}")
+    event = Event(number, draft.channel, draft.type, draft.model_id, draft.data, timestamp(), draft.job_id)
+    connection.execute(insert(EVENTS).values(**vars(event)))
+    return event
 
 
 class EventLog:
@@ -60,21 +89,12 @@ class EventLog:
         self, channel: str, type: str, model_id: str, data: dict[str, Any], *, job_id: str | None = None
     ) -> Event:
         """Write an event. Raises UsageError for a channel that is none of the contract's."""
-        kind, _, name = channel.partition(":")
-        if kind not in CHANNELS or not name:
-            raise UsageError(f"unknown channel {channel!r}: {', '.join(f'{kind}:…' for kind in CHANNELS)} are allowed")
-        if len(channel) > _MAX_CHANNEL:
-            raise UsageError(f"a channel may have {_MAX_CHANNEL} characters, this one has {len(channel)}")
-        last = NUMBERS.c.name == LAST_EVENT
+        return self.append_all([Draft(channel, type, model_id, data, job_id)])[0]
+
+    def append_all(self, drafts: Iterable[Draft]) -> list[Event]:
+        """Write events, all or none. Raises what `append` raises."""
         with self._store.write() as connection:
-            # A counter, not a sequence: its row is locked until the event is there, so that nobody reads 8 before 7.
-            connection.execute(update(NUMBERS).where(last).values(value=NUMBERS.c.value + 1))
-            number = connection.scalar(select(NUMBERS.c.value).where(last))
-            if number is None:
-                raise RuntimeError(f"{NUMBERS.name} has no {LAST_EVENT}")
-            event = Event(number, channel, type, model_id, data, timestamp(), job_id)
-            connection.execute(insert(EVENTS).values(**vars(event)))
-        return event
+            return [append_to(connection, draft) for draft in drafts]
 
     def read(
         self, channel: str | None = None, after: int = 0, limit: int = 1000, *, job_id: str | None = None

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import os
 import socket
+import struct
 
 import psutil
 
@@ -34,6 +37,23 @@ def listening() -> set[str]:
     except psutil.Error:
         return set()
     return {connection.laddr.ip for connection in found if connection.status == psutil.CONN_LISTEN}
+
+
+def cut(peer: tuple[str, int] | None) -> bool:
+    """End this process's connection with `peer` as it is, and whether there was one.
+
+    For a peer that does not read: an orderly end would wait until it has read what was sent before.
+    """
+    try:
+        found = psutil.Process().net_connections(kind="tcp")
+    except psutil.Error:
+        return False
+    descriptors = [each.fd for each in found if each.raddr and (each.raddr.ip, each.raddr.port) == peer]
+    for descriptor in descriptors:
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.shutdown(socket.SHUT_RDWR)
+    return bool(descriptors)
 
 
 def require_free(host: str, port: int) -> None:

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from neuroweaver.deployments import MOVES, DeploymentRecord, Deployments, DeploymentState
-from neuroweaver.errors import ConflictError, NotFoundError, StaleError
+from neuroweaver.errors import ConflictError, NotFoundError, StaleError, StorageError
+from neuroweaver.events import EventLog
 from neuroweaver.store import Store
 from neuroweaver.tables import DEPLOYMENTS
 
@@ -20,6 +21,11 @@ ACTIVE, DRAINING, FAILED, STOPPED = (
 @pytest.fixture
 def deployments(store_url: str) -> Deployments:
     return Deployments(Store(store_url))
+
+
+@pytest.fixture
+def events(store_url: str) -> EventLog:
+    return EventLog(Store(store_url))
 
 
 def make(deployments: Deployments, model_id: str = "automotive-sales@1") -> DeploymentRecord:
@@ -139,3 +145,70 @@ def test_lists_are_stable_under_paging_and_by_state(deployments: Deployments) ->
     assert first + [record.id for record in deployments.find(limit=2, offset=2)] == ids[:4]
     assert [record.id for record in deployments.find([FAILED])] == [ids[1]]
     assert (deployments.count(), deployments.count([FAILED])) == (6, 1)
+
+
+# events
+
+
+def test_every_change_is_an_event_in_the_same_order(deployments: Deployments, events: EventLog) -> None:
+    made = make(deployments)
+    deployments.move(made.id, ACTIVE, "loaded")
+    deployments.change(made.id, weight=10)
+    deployments.change(made.id)
+    deployments.move(made.id, DRAINING, "undeployed")
+    deployments.move(made.id, STOPPED, "drained")
+
+    told = [event.to_wire() for event in events.read("deployment:automotive-sales@1")]
+
+    assert [(wire["type"], wire["status"], wire["routingWeight"]) for wire in told] == [
+        ("deployment.started", "deploying", 90), ("deployment.completed", "active", 90),
+        ("deployment.health_check", "active", 10), ("deployment.health_check", "draining", 10),
+        ("deployment.health_check", "stopped", 10),
+    ]  # fmt: skip
+    assert told[1] == {
+        "id": 2, "channel": "deployment:automotive-sales@1", "timestamp": told[1]["timestamp"],
+        "type": "deployment.completed", "modelId": "automotive-sales@1", "environment": "production", "status": "active",
+        "deploymentId": made.id, "routingWeight": 90, "maxConcurrency": 4,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("moves", "type"), [((), "deployment.completed"), ((ACTIVE,), "deployment.health_check")])
+def test_a_deployment_that_fails_says_why(
+    deployments: Deployments, events: EventLog, moves: tuple[DeploymentState, ...], type: str
+) -> None:
+    made = make(deployments)
+    for state in moves:
+        deployments.move(made.id, state, "loaded")
+    deployments.move(made.id, FAILED, "damaged")
+
+    wire = events.read()[-1].to_wire()
+
+    assert (wire["type"], wire["status"], wire["reason"]) == (type, "failed", "damaged")
+
+
+def test_what_was_refused_is_no_event(deployments: Deployments, events: EventLog) -> None:
+    made = make(deployments)
+    with pytest.raises(ConflictError):
+        make(deployments)
+    with pytest.raises(ConflictError):
+        deployments.move(made.id, STOPPED, "drained")
+    with pytest.raises(StaleError):
+        deployments.change(made.id, weight=1, revision=7)
+
+    assert len(events.read()) == 1
+
+
+def test_a_change_without_its_event_is_none(
+    deployments: Deployments, events: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make(deployments)
+
+    def full(*_: object) -> None:
+        raise StorageError("no space left on the disk")
+
+    monkeypatch.setattr("neuroweaver.deployments.append_to", full)
+    with pytest.raises(StorageError):
+        deployments.move(made.id, ACTIVE, "loaded")
+
+    assert deployments.get(made.id) == made
+    assert events.last_id() == 1
