@@ -84,7 +84,6 @@ class Settings(BaseSettings):
     health_interval_seconds: float = Field(
         10, ge=0.1, description="how often every deployment's health goes out as an event"
     )
-    event_retention_hours: float = Field(72, gt=0, description="events that are older are deleted")
     max_event_sockets: int = Field(1000, ge=1, description="who may watch events at once; more are answered 503")
     upstreams: dict[UpstreamName, UpstreamSettings] = Field(
         default_factory=dict, description="OpenAI-compatible servers that answer under a name of ours"

@@ -150,3 +150,22 @@ def bench_soak(
     typer.echo(json.dumps(result)) if as_json else out.print(
         "\n".join(soak.table(result)), markup=False, highlight=False, soft_wrap=True
     )
+
+
+@bench_app.command("events")
+def bench_events(
+    subscribers: Annotated[int, typer.Option("--subscribers", min=1)] = 500,
+    seconds: Annotated[int, typer.Option("--seconds", min=1, help="One event each.")] = 60,
+    save: Annotated[bool, typer.Option("--save", help="Write benchmarks/results/events.{json,md}, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Send events to many subscribers, over WebSocket and Socket.IO, beside a bare server."""
+    from benchmarks import events
+
+    with err.status(f"sending an event a second to {subscribers} subscribers, three times {seconds} seconds"):
+        result = events.run(subscribers, seconds)
+    if save:
+        events.save(result)
+    typer.echo(json.dumps(result)) if as_json else out.print(
+        "\n".join(events.table(result)), markup=False, highlight=False, soft_wrap=True
+    )

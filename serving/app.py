@@ -7,16 +7,21 @@ from functools import partial
 from fastapi import FastAPI
 
 from neuroweaver.deployments import Deployments
+from neuroweaver.events import EventLog
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from serving import registry
 from serving.api import deployments, errors, health, models, openai, prompts, routing
 from serving.api.bodies import BodyLimit
 from serving.auth.access import LOCAL_ACCESS, Access
-from serving.auth.gate import Gate
+from serving.auth.gate import SOCKET_IO_PATH, Gate
 from serving.catalog import Catalog
 from serving.chat import Chats
 from serving.engine.protocol import Engine
+from serving.events import websocket
+from serving.events.health_checks import HealthChecks
+from serving.events.socket_io import SocketIO
+from serving.events.stream import EventStream
 from serving.fleet import Fleet
 from serving.router import Router
 
@@ -34,13 +39,20 @@ def create_app(
     """`base_name` is what OpenAI's clients call the base model; a `fleet` that is not given has no deployments yet.
 
     Without `access` every caller is the local user: right on loopback alone, where nobody else can call.
-    Raises what `open_store` raises where no `fleet` is given.
+    `app.state.events` is its EventStream: the app's lifespan starts and stops it, or whoever mounts the app does.
+    Raises what `open_store` raises.
     """
     fleet = fleet or create_fleet(engine, catalog, settings)
     requests = Router(
         catalog, fleet, settings.request_timeout_seconds, by_performance=settings.routing_by_performance
     )  # fmt: skip
-    app = FastAPI(title="NeuroWeaver", description="Automotive models, fine-tuned and served.")
+    log = EventLog(open_store(settings))
+    checks = HealthChecks(log, fleet, requests, settings.health_interval_seconds)
+    events = EventStream(log, checks, access, catalog, settings)
+    app = FastAPI(
+        title="NeuroWeaver", description="Automotive models, fine-tuned and served.", lifespan=events.running
+    )  # fmt: skip
+    app.state.events = events
     errors.install(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(Gate, access=access)  # before the bodies
@@ -50,6 +62,8 @@ def create_app(
     app.include_router(routing.router(requests, catalog), prefix=PREFIX)
     app.include_router(prompts.router(engine, catalog, requests, settings), prefix=PREFIX)
     app.include_router(openai.router(Chats(engine, requests, settings), catalog, settings, base_name))
+    app.include_router(websocket.router(events))
+    app.mount(SOCKET_IO_PATH, SocketIO(events, access, settings.max_event_sockets))
     return app
 
 

@@ -29,7 +29,9 @@ from serving.engine.protocol import EngineAnswer, EngineRequest
 from serving.engine.remote import RemoteEngine
 from serving.engine.several import Engines, open_upstreams
 from serving.engine.supervisor import Supervisor
+from serving.events.stream import EventStream
 from serving.metrics import Timings, render
+from serving.stopping import before_exit
 from serving.tracing import Spans
 
 LOADING = "the models are being loaded"
@@ -68,6 +70,9 @@ class NeuroWeaver:
         self._stopping = False
         self._stopped = threading.Event()
         self._failed = False
+        self._events: EventStream | None = None
+        self._loop = asyncio.get_running_loop()
+        before_exit(self._loop, self._close_sockets)  # after uvicorn has said what a signal does
         threading.Thread(target=self._load, name="loader", daemon=True).start()
 
     def _load(self) -> None:
@@ -91,7 +96,10 @@ class NeuroWeaver:
             return
         pruning = (open_store(chosen), chosen, self._stopped)
         threading.Thread(target=retention.keep_pruning, args=pruning, name="retention", daemon=True).start()
-        front.app = create_app(engines, catalog, chosen, base.title, fleet, access)
+        app = create_app(engines, catalog, chosen, base.title, fleet, access)
+        self._events = app.state.events
+        asyncio.run_coroutine_threadsafe(self._events.start(), self._loop).result(60)  # BentoML runs no lifespan of it
+        front.app = app
         _log.info("callers need %s", "no token: this is loopback" if access.verifier is None else "tokens")
         _log.info("serving %s on %s", ", ".join(model.id for model in catalog.all()) or "no models yet", base.title)
 
@@ -122,6 +130,8 @@ class NeuroWeaver:
     async def __is_ready__(self) -> bool:
         if self._engine is None or front.app is None:
             raise HTTPException(503, front.reason)
+        if self._events is not None and self._events.hub.stopping:
+            raise HTTPException(503, "the service stops")
         stats = await asyncio.to_thread(self._engine.stats)
         return stats.alive
 
@@ -129,8 +139,14 @@ class NeuroWeaver:
         """BentoML's metrics and the engine's."""
         return text if self._engine is None else text + render(self._engine.stats()) + self._timings.render()
 
+    async def _close_sockets(self) -> None:
+        """While they can still be told why: uvicorn would only say that it restarts."""
+        if self._events is not None:
+            await self._events.stop()
+
     @bentoml.on_shutdown  # type: ignore[untyped-decorator]
     async def stop(self) -> None:
+        await self._close_sockets()
         await asyncio.to_thread(self._stop)
 
     def _stop(self) -> None:

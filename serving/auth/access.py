@@ -13,6 +13,7 @@ from neuroweaver.audit_trail import AuditTrail
 from neuroweaver.issuer import LocalIssuer
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
+from neuroweaver.users import LOCAL_USER, User
 from serving.auth import jwks
 from serving.auth.key_cache import KeyCache
 from serving.auth.rate_limits import RateLimits
@@ -31,6 +32,12 @@ class Access:
     limits: RateLimits | None = None
     trail: AuditTrail | None = None
     loopback_names: bool = False
+
+    async def user_of(self, token: str | None) -> User | None:
+        """Who shows `token`; None where one is needed and none is shown. Raises TokenRefusedError."""
+        if self.verifier is None:
+            return LOCAL_USER
+        return None if token is None else await self.verifier.user_of(token)
 
 
 LOCAL_ACCESS = Access()

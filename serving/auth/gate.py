@@ -1,4 +1,9 @@
-"""The gate before every route: a user, or 401; within their limits, or 429; and an entry of what they changed."""
+"""The gate before every route: a user, or 401; within their limits, or 429; and an entry of what they changed.
+
+The same for WebSockets, which are refused before they are accepted. Browsers can't send headers with those: they show
+their token as the subprotocol after `bearer`. Socket.IO's clients show theirs inside its protocol, so its path is let
+through here, and `serving/events/socket_io.py` asks for it.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +17,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from neuroweaver import pii, ports
 from neuroweaver.audit_trail import AuditTrail
 from neuroweaver.errors import NeuroWeaverError
-from neuroweaver.users import LOCAL_USER, User
+from neuroweaver.users import User
 from serving.api.errors import answer_at
 from serving.auth.access import Access
 from serving.auth.tokens import TokenRefusedError
 
 PUBLIC_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
 CHALLENGE = 'Bearer realm="neuroweaver"'
+BEARER = "bearer"
+SOCKET_IO_PATH = "/socket.io"
 
 _READING = frozenset(("GET", "HEAD", "OPTIONS"))
-_POLICY_VIOLATION = 1008
 
 _log = logging.getLogger(__name__)
 
@@ -41,8 +47,16 @@ class Gate:
             said = "without a token, this service answers under localhost and loopback addresses alone"
             await _refuse(scope, receive, send, 403, said, {})
             return
+        if self.access.loopback_names and _is_socket(scope) and not _is_of_loopback_page(scope):
+            said = "without a token, pages of localhost and loopback addresses alone may open sockets"
+            await _refuse(scope, receive, send, 403, said, {})
+            return
+        if _is_of_socket_io(scope):
+            await self.app(scope, receive, send)
+            return
         try:
-            user = await self._user(scope)
+            token = None if self.access.verifier is None else _shown_token(scope)
+            user = await self.access.user_of(token)
         except TokenRefusedError as error:
             challenge = f'{CHALLENGE}, error="invalid_token", error_description="{error}"'
             await _refuse(scope, receive, send, 401, str(error), {"WWW-Authenticate": challenge})
@@ -56,22 +70,10 @@ class Gate:
             retry = {"Retry-After": str(math.ceil(wait))}
             await _refuse(scope, receive, send, 429, "more requests than you may send in a minute", retry)
             return
-        scope.setdefault("state", {})["user"] = user
+        scope.setdefault("state", {}).update(user=user, token=token)
         if self.access.trail is not None and scope["type"] == "http":
             send = _AuditedSend(self.access.trail, user, scope, receive, send)
         await self.app(scope, receive, send)
-
-    async def _user(self, scope: Scope) -> User | None:
-        """None where no token is shown. Raises TokenRefusedError."""
-        if self.access.verifier is None:
-            return LOCAL_USER
-        sent = [value for name, value in scope["headers"] if name == b"authorization"]
-        if not sent:
-            return None
-        scheme, _, token = sent[0].decode("latin-1").partition(" ")
-        if len(sent) > 1 or scheme.lower() != "bearer" or not token.strip():
-            raise TokenRefusedError("one Authorization header is expected: Bearer, and the token")
-        return await self.access.verifier.user_of(token.strip())
 
 
 class _AuditedSend:
@@ -114,16 +116,49 @@ class _AuditedSend:
         return pii.redact(named[:1000])[0]
 
 
+def _shown_token(scope: Scope) -> str | None:
+    """None where none is shown. Raises TokenRefusedError."""
+    sent = [value for name, value in scope["headers"] if name == b"authorization"]
+    offered = scope.get("subprotocols", ())
+    if offered and offered[0] == BEARER:
+        if sent or len(offered) != 2:
+            raise TokenRefusedError("one token is expected: in the Authorization header, or after bearer")
+        return str(offered[1])
+    if not sent:
+        return None
+    scheme, _, token = sent[0].decode("latin-1").partition(" ")
+    if len(sent) > 1 or scheme.lower() != BEARER or not token.strip():
+        raise TokenRefusedError("one Authorization header is expected: Bearer, and the token")
+    return str(token.strip())
+
+
+def _is_socket(scope: Scope) -> bool:
+    return scope["type"] == "websocket" or _is_of_socket_io(scope)
+
+
+def _is_of_socket_io(scope: Scope) -> bool:
+    path = str(scope["path"])
+    return path == SOCKET_IO_PATH or path.startswith(f"{SOCKET_IO_PATH}/")
+
+
 def _is_asked_by_loopback_name(scope: Scope) -> bool:
     host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    return _is_loopback(f"//{host}")
+
+
+def _is_of_loopback_page(scope: Scope) -> bool:
+    """Whether no page of another site asks: browsers let those open sockets anywhere, and say whose they are."""
+    origins = [value.decode("latin-1") for name, value in scope["headers"] if name == b"origin"]
+    return all(_is_loopback(origin) for origin in origins)
+
+
+def _is_loopback(url: str) -> bool:
     try:
-        return ports.is_loopback(urlsplit(f"//{host}").hostname or "")
+        return ports.is_loopback(urlsplit(url).hostname or "")
     except ValueError:
         return False
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, error: str, headers: dict[str, str]) -> None:
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": error})
-        return
+    """For a WebSocket, too: ASGI has a way to answer its handshake like any other request."""
     await answer_at(scope["path"], status, [error], headers)(scope, receive, send)

@@ -11,13 +11,14 @@ from typing import Annotated, cast
 from fastapi import Depends, Request, params
 from fastapi.security import SecurityScopes
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 
 from neuroweaver.permissions import Permission
 from neuroweaver.users import User
 
 
-async def _caller(request: Request) -> User:
-    return cast(User, request.state.user)
+async def _caller(connection: HTTPConnection) -> User:
+    return cast(User, connection.state.user)
 
 
 Caller = Annotated[User, Depends(_caller)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ import httpx
 import psutil
 import pytest
 import yaml
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 from neuroweaver.audit_trail import AuditTrail
 from neuroweaver.issuer import LocalIssuer
@@ -120,6 +123,12 @@ def run_service(tmp_path: Path) -> Iterator[Callable[[Path, str], Service]]:
         service.client.close()
         if service.process.poll() is None:
             service.stop()
+
+
+def read_all(client: ClientConnection) -> None:
+    """Until it is closed, which raises."""
+    while True:
+        client.recv(20)
 
 
 def register(home: Path, folders: dict[str, Path]) -> None:
@@ -369,3 +378,42 @@ def test_service_that_others_can_reach_answers_with_a_token_alone(
     assert [(entry.user, entry.action, entry.outcome) for entry in trail.latest(9)] == [("ada", "complete", "200")]
     assert trail.verify().broken is None
     assert manager not in service.log.read_text()
+
+
+def test_service_sends_events_over_sockets_and_closes_them_when_it_stops(
+    tiny_base: Path, tiny_adapter: Callable[..., Path], run_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    register(home, {"automotive-sales": tiny_adapter("automotive-sales", 1)})
+    (home / "neuroweaver.yaml").write_text("health_interval_seconds: 0.5\n")
+    service = run_service(home, str(tiny_base))
+    service.wait_until("/readyz", 200)
+    client, model = service.client, "automotive-sales@1"
+    address = str(client.base_url).removeprefix("http://")
+
+    with connect(f"ws://{address}/ws") as watching:
+        watching.send(json.dumps({"type": "subscribe", "channel": f"deployment:{model}"}))
+        assert json.loads(watching.recv(20))["type"] == "subscribed"
+        body = {"environment": "production", "routingWeight": 100, "maxConcurrency": 2}
+        assert client.post(f"/api/v1/models/{model}/deploy", json=body).status_code == 202
+        told = [json.loads(watching.recv(20)) for _ in range(3)]
+        assert [event["status"] for event in told[:2]] == ["deploying", "active"]
+        assert client.post("/api/v1/prompts", json=LEAD).status_code == 200
+        while not (event := json.loads(watching.recv(20)))["healthMetrics"]["throughput"]:
+            pass
+        assert event["healthMetrics"]["responseTime"] > 0
+        assert event["healthMetrics"]["errorRate"] == 0
+
+        polling = client.get("/socket.io/?EIO=4&transport=polling")
+        assert "websocket" in json.loads(polling.text[1:])["upgrades"]
+        with pytest.raises(InvalidStatus) as foreign:
+            connect(f"ws://{address}/ws", additional_headers={"Origin": "https://evil.example"})
+        assert foreign.value.response.status_code == 403
+
+        service.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed) as closed:
+            read_all(watching)
+    assert closed.value.rcvd is not None
+    assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1001, "the service stops")
+    assert service.process.wait(60) == 0, service.log.read_text()
+    assert not service.leftovers()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from neuroweaver.users import User
 from neuroweaver.vocabulary import DEPARTMENT_OF, DEPARTMENTS, MODEL_TYPE_OF, MODEL_TYPES
 from serving.app import create_app
 from serving.auth.access import Access, open_access, tokens_needed
-from serving.auth.gate import PUBLIC_PATHS
+from serving.auth.gate import PUBLIC_PATHS, SOCKET_IO_PATH
 from serving.auth.rate_limits import RateLimits
 from serving.catalog import Catalog, ServedModel
 from serving.deployable import Fetch
@@ -47,6 +47,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "hello"}]}
 EVERY, PII, DEPLOYERS = set(ROLES), {"admin", "manager", "agent"}, {"admin", "manager"}
 ACCEPTED = {"/api/v1/models/{model_id}/deploy", "DELETE"}  # 202: what these begin ends later
+DONE = {"WEBSOCKET": 101}
 DEPLOY = {"environment": "staging", "routingWeight": 1, "maxConcurrency": 2}
 
 # Route -> the roles that it answers, without and with `customerPII`. A new route needs a line here.
@@ -63,7 +64,9 @@ TABLE: dict[tuple[str, str], tuple[set[str], set[str]]] = {
     ("GET", "/v1/models"): (EVERY, EVERY),
     ("GET", "/v1/models/{model_id}"): (EVERY, EVERY),
     ("POST", "/v1/chat/completions"): (set(), PII),
+    ("WEBSOCKET", "/ws"): (EVERY, EVERY),
 }
+IN_PROTOCOL = {SOCKET_IO_PATH}  # asks for its token itself: tests/integration/test_event_sockets.py
 DOCUMENTATION = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}  # for everybody with a token
 
 
@@ -187,6 +190,36 @@ def request_of(route: tuple[str, str], deployment_id: str) -> dict[str, Any]:
     return {"method": route[0], "path": path} | ({} if body is None else {"json": body})
 
 
+def asked(app: FastAPI, route: tuple[str, str], token: str, deployment_id: str) -> int:
+    """The status of a route's answer."""
+    if route[0] != "WEBSOCKET":
+        return call(app, token=token, **request_of(route, deployment_id)).status_code
+    return asyncio.run(handshake(app, route[1], token))
+
+
+async def handshake(app: FastAPI, path: str, token: str) -> int:
+    """The status that a WebSocket's handshake is answered with; its client goes away then."""
+    headers = [(b"host", b"localhost"), (b"authorization", f"Bearer {token}".encode())]
+    scope = {
+        "type": "websocket", "path": path, "raw_path": path.encode(), "query_string": b"", "headers": headers, "subprotocols": [],
+        "scheme": "ws", "server": ("localhost", 3000), "client": ("127.0.0.1", 9), "root_path": "", "http_version": "1.1",
+        "extensions": {"websocket.http.response": {}}, "asgi": {"version": "3.0", "spec_version": "2.4"},
+    }  # fmt: skip
+    received = iter(({"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1005}))
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return next(received)
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] in ("websocket.accept", "websocket.http.response.start"):
+            statuses.append(message.get("status", 101))
+
+    await app(scope, receive, send)
+    (status,) = statuses
+    return status
+
+
 def undeclared(app: FastAPI) -> list[str]:
     """Routes that ask nothing of their callers."""
     return [
@@ -199,7 +232,7 @@ def undeclared(app: FastAPI) -> list[str]:
 
 
 def test_every_route_declares_what_it_needs_or_is_public(app: FastAPI) -> None:
-    assert set(undeclared(app)) == (PUBLIC_PATHS - {"/metrics"}) | DOCUMENTATION
+    assert set(undeclared(app)) == (PUBLIC_PATHS - {"/metrics"}) | DOCUMENTATION | IN_PROTOCOL
 
 
 def test_a_route_that_declares_nothing_is_found(app: FastAPI) -> None:
@@ -213,7 +246,7 @@ def test_the_table_has_every_route(app: FastAPI) -> None:
     routes = {
         (method, str(context.path)) for context in iter_route_contexts(app.routes)
         for method in (context.methods or {"WEBSOCKET"}) - {"HEAD"}
-        if context.path not in PUBLIC_PATHS | DOCUMENTATION
+        if context.path not in PUBLIC_PATHS | DOCUMENTATION | IN_PROTOCOL
     }  # fmt: skip
 
     assert routes == set(TABLE)
@@ -230,9 +263,9 @@ def test_every_route_answers_the_roles_of_the_table(
     token = issuer.issue(User("ada", role, frozenset(["sales"]), customer_pii=pii), 1)
     sales = deployed["automotive-sales"]
 
-    answered = {route: call(app, token=token, **request_of(route, sales)).status_code for route in TABLE}
+    answered = {route: asked(app, route, token, sales) for route in TABLE}
 
-    done = {route: 202 if ACCEPTED.intersection(route) else 200 for route in TABLE}
+    done = {route: 202 if ACCEPTED.intersection(route) else DONE.get(route[0], 200) for route in TABLE}
     assert answered == {route: done[route] if role in roles[pii] else 403 for route, roles in TABLE.items()}
 
 
