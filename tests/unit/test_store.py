@@ -7,13 +7,16 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, func, insert, select, update
+from sqlalchemy import event, func, insert, select, text, update
+from sqlalchemy.engine import make_url
 
-from neuroweaver import errors, schema
+from neuroweaver import database, errors, schema
+from neuroweaver.database import Database
 from neuroweaver.settings import Settings
 from neuroweaver.store import Store, open_store, storable, timestamp
 from neuroweaver.tables import JOB_MOVES, JOBS, LAST_EVENT, NUMBERS, PRUNED_EVENTS
@@ -299,6 +302,48 @@ def test_a_full_disk_is_one_clear_error_reads_go_on_and_writes_too_when_there_is
     allowed = 100_000
     fill(5000)
     assert number(opened, "0" * 64) == 0
+
+
+# what only PostgreSQL has
+
+
+def test_a_user_without_permission_is_one_clear_error(postgresql: Callable[[], str]) -> None:
+    url = make_url(postgresql())
+    with Database(str(url)).write() as connection:
+        schema_name = connection.scalar(text("SELECT current_schema()"))
+        connection.execute(text("CREATE ROLE reader LOGIN"))
+        connection.execute(text(f"GRANT USAGE ON SCHEMA {schema_name} TO reader"))
+
+    with pytest.raises(errors.StorageError, match=r"can't use the store postgresql://reader@.*: no permission"):
+        Store(str(url.set(username="reader")))
+
+
+def test_a_row_that_somebody_has_locked_for_too_long_is_one_clear_error(
+    postgresql: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgresql()
+    opened = Store(url)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 1)
+    waiting = Store(url)
+    with opened.write() as connection:
+        connection.execute(update(NUMBERS).values(value=NUMBERS.c.value + 1))
+
+        with pytest.raises(errors.StorageError, match="other processes have been writing for 30 seconds"):
+            set_number(waiting, LAST_EVENT, 7)
+
+    assert number(waiting, LAST_EVENT) == 1
+
+
+def test_a_server_that_was_started_again_is_found_again(postgresql: Callable[[], str]) -> None:
+    url = postgresql()
+    opened = Store(url)
+    with Database(url).write() as connection:
+        others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid != "
+        connection.execute(text(f"{others} pg_backend_pid() AND query NOT LIKE '%CREATE SCHEMA%'"))
+
+    set_number(opened, LAST_EVENT, 3)
+
+    assert number(opened, LAST_EVENT) == 3
 
 
 # times and texts
