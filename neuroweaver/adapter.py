@@ -7,6 +7,7 @@ loaded whose bytes differ from the manifest, or that was trained on another base
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from neuroweaver.vocabulary import MODEL_TYPES
 
 WEIGHTS = "adapter_model.safetensors"
 MANIFEST = "manifest.json"
+
+_VERSION = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def parse_ref(text: str) -> ModelRef:
     if text == "base":
         return ModelRef(None)
     model_type, at, version = text.partition("@")
-    if model_type not in MODEL_TYPES or (at and not version.isdecimal()):
+    if model_type not in MODEL_TYPES or (at and not _VERSION.fullmatch(version)):
         raise UsageError(f"unknown model {text!r}: base, or one of {', '.join(MODEL_TYPES)}, with @VERSION if wanted")
     return ModelRef(model_type, int(version) if at else None)
 

@@ -66,7 +66,11 @@ class ErrorBody(Wire):
 
 
 class ModelListItem(Wire):
-    """A model in `GET /models`."""
+    """A model in `GET /models`.
+
+    A registered version that is not deployed is `archived`; `deployable` says whether it may be. `deployment_url` is
+    where a deployed one is found under OpenAI's API.
+    """
 
     id: str
     name: str
@@ -75,6 +79,7 @@ class ModelListItem(Wire):
     accuracy: float = Field(ge=0, le=1)
     cost_per_request: float = Field(ge=0, description="USD")
     deployment_url: str | None = None
+    deployable: bool | None = None
 
 
 class ModelList(Wire):
@@ -82,10 +87,13 @@ class ModelList(Wire):
 
 
 class TrainingData(Wire):
-    """What a model learnt from; `training_duration` is in seconds."""
+    """What a model learnt from, in rows; `training_duration` is in seconds.
+
+    `last_training_date` is RFC 3339, and empty where it is not known, as with a model on an upstream.
+    """
 
     dataset_size: int
-    last_training_date: str | None
+    last_training_date: str
     training_duration: float
 
 

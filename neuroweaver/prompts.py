@@ -12,6 +12,15 @@ from neuroweaver.tasks import Task
 
 NOT_STATED = "unknown"
 
+# What an answer's `structuredData` is called, by task.
+OUTPUTS: Mapping[str, str] = {
+    "lead-qualification": "LeadQualificationResult",
+    "objection-handling": "ObjectionResponse[]",
+    "service-diagnosis": "DiagnosticSuggestion",
+    "parts-lookup": "PartsLookupResult",
+    "finance-answer": "FinanceAnswer",
+}
+
 _VARIABLE = re.compile(r"\{(\w+)\}")
 
 

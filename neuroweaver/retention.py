@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 from neuroweaver.errors import NeuroWeaverError
 from neuroweaver.events import EventLog
+from neuroweaver.executions import Executions
 from neuroweaver.settings import Settings
 from neuroweaver.store import Store
 
@@ -27,7 +28,10 @@ class Rule:
     prune: Callable[[Store, datetime], int]
 
 
-RULES = (Rule("events", lambda chosen: chosen.keep_events_days, lambda store, time: EventLog(store).prune(time)),)
+RULES = (
+    Rule("events", lambda chosen: chosen.keep_events_days, lambda store, time: EventLog(store).prune(time)),
+    Rule("executions", lambda chosen: chosen.keep_executions_days, lambda store, time: Executions(store).prune(time)),
+)
 
 
 def prune(store: Store, settings: Settings, now: datetime | None = None) -> dict[str, int]:

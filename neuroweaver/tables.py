@@ -20,7 +20,9 @@ from sqlalchemy import (
 
 # Names of rows of NUMBERS.
 LAST_EVENT, PRUNED_EVENTS, LAST_AUDIT_ENTRY = "last_event", "pruned_events", "last_audit_entry"
+LAST_EXECUTION = "last_execution"
 MAX_OBJECT = 255  # characters of what an audit entry is about
+MAX_ERROR = 300  # characters of why an execution has failed
 
 METADATA = MetaData()
 _ID = BigInteger().with_variant(Integer, "sqlite")
@@ -112,4 +114,22 @@ AUDIT = Table(
     Column("object", String(MAX_OBJECT), nullable=False),
     Column("outcome", String(64), nullable=False),
     Column("hash", String(64), nullable=False),
+)
+EXECUTIONS = Table(
+    "executions",
+    METADATA,
+    Column("id", _ID, primary_key=True, autoincrement=False),
+    Column("at", String(32), nullable=False, index=True),
+    Column("request_id", String(64), nullable=False),
+    Column("workflow_id", String(64), nullable=False, index=True),
+    Column("status", String(16), nullable=False),
+    Column("model_id", String(255), nullable=False),
+    Column("department", String(16)),
+    Column("task", String(64)),
+    Column("seconds", Float, nullable=False),
+    Column("cost_usd", Float, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("answer_tokens", Integer, nullable=False),
+    Column("error", String(MAX_ERROR)),
+    Index("ix_executions_model", "model_id", "at"),
 )

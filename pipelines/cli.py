@@ -219,6 +219,16 @@ def _who_may_call(current: settings.Settings, host: str) -> str:
 
 
 @app.command()
+def openapi(
+    save: Annotated[bool, typer.Option("--save", help="Write docs/api/openapi.json instead of printing.")] = False,
+) -> None:
+    """Print the OpenAPI document of the service, as it answers at /openapi.json."""
+    # The service is not imported here: it and the pipelines don't know each other.
+    command = [sys.executable, "-m", "serving.openapi", *(["--save"] if save else [])]
+    os.execv(sys.executable, command)
+
+
+@app.command()
 def mlflow(
     host: Annotated[str, typer.Option("--host")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=1, max=65535)] = 5000,

@@ -6,13 +6,17 @@ from functools import partial
 
 from fastapi import FastAPI
 
+from neuroweaver import __version__
 from neuroweaver.deployments import Deployments
 from neuroweaver.events import EventLog
+from neuroweaver.executions import Executions
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from serving import registry
-from serving.api import deployments, errors, health, models, openai, prompts, routing
+from serving.api import deployments, errors, health, logs, models, openai, prompts, routing
 from serving.api.bodies import BodyLimit
+from serving.api.documentation import DocumentedApi
+from serving.archive import Archive
 from serving.auth.access import LOCAL_ACCESS, Access
 from serving.auth.gate import SOCKET_IO_PATH, Gate
 from serving.catalog import Catalog
@@ -22,8 +26,10 @@ from serving.events import websocket
 from serving.events.health_checks import HealthChecks
 from serving.events.socket_io import SocketIO
 from serving.events.stream import EventStream
+from serving.executions import ExecutionLog
 from serving.fleet import Fleet
 from serving.router import Router
+from serving.submission import Submissions
 
 PREFIX = "/api/v1"
 
@@ -35,33 +41,41 @@ def create_app(
     base_name: str = "base",
     fleet: Fleet | None = None,
     access: Access = LOCAL_ACCESS,
+    executions: ExecutionLog | None = None,
 ) -> FastAPI:
     """`base_name` is what OpenAI's clients call the base model; a `fleet` that is not given has no deployments yet.
 
     Without `access` every caller is the local user: right on loopback alone, where nobody else can call.
+    Whoever gives `executions` closes them.
     `app.state.events` is its EventStream: the app's lifespan starts and stops it, or whoever mounts the app does.
     Raises what `open_store` raises.
     """
     fleet = fleet or create_fleet(engine, catalog, settings)
+    executions = executions or create_log(settings)
     requests = Router(
         catalog, fleet, settings.request_timeout_seconds, by_performance=settings.routing_by_performance
     )  # fmt: skip
     log = EventLog(open_store(settings))
     checks = HealthChecks(log, fleet, requests, settings.health_interval_seconds)
     events = EventStream(log, checks, access, catalog, settings)
-    app = FastAPI(
-        title="NeuroWeaver", description="Automotive models, fine-tuned and served.", lifespan=events.running
+    app = DocumentedApi(
+        title="NeuroWeaver", version=__version__, description="Automotive models, fine-tuned and served.",
+        generate_unique_id_function=lambda route: f"{route.tags[0]}-{route.name}" if route.tags else route.name,
+        lifespan=events.running,
     )  # fmt: skip
     app.state.events = events
     errors.install(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(Gate, access=access)  # before the bodies
     app.include_router(health.router(engine))
-    app.include_router(models.router(catalog, settings), prefix=PREFIX)
+    archive = Archive(partial(registry.versions, settings))
+    app.include_router(models.router(catalog, fleet, archive, executions, settings), prefix=PREFIX)
     app.include_router(deployments.router(fleet), prefix=PREFIX)
     app.include_router(routing.router(requests, catalog), prefix=PREFIX)
-    app.include_router(prompts.router(engine, catalog, requests, settings), prefix=PREFIX)
-    app.include_router(openai.router(Chats(engine, requests, settings), catalog, settings, base_name))
+    app.include_router(prompts.router(Submissions(engine, catalog, requests, executions, settings)), prefix=PREFIX)
+    app.include_router(logs.router(executions), prefix=PREFIX)
+    chats = Chats(engine, requests, executions, settings, base_name)
+    app.include_router(openai.router(chats, catalog, settings, base_name))
     app.include_router(websocket.router(events))
     app.mount(SOCKET_IO_PATH, SocketIO(events, access, settings.max_event_sockets))
     return app
@@ -70,3 +84,8 @@ def create_app(
 def create_fleet(engine: Engine, catalog: Catalog, settings: Settings) -> Fleet:
     """The deployments of the settings' store; `Fleet.restore` brings them up. Raises what `open_store` raises."""
     return Fleet(engine, catalog, Deployments(open_store(settings)), partial(registry.version, settings))
+
+
+def create_log(settings: Settings) -> ExecutionLog:
+    """The executions of the settings' store. Raises what `open_store` raises."""
+    return ExecutionLog(Executions(open_store(settings)))

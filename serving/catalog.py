@@ -18,7 +18,7 @@ from neuroweaver.upstreams import UpstreamSettings
 from neuroweaver.users import User
 from neuroweaver.vocabulary import DEPARTMENT_OF
 from serving.engine.protocol import Engine
-from serving.registry import Champion
+from serving.registry import Champion, Version
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +51,10 @@ class ServedModel:
     @property
     def department(self) -> str | None:
         return None if self.model_type is None else DEPARTMENT_OF[self.model_type]
+
+    @property
+    def is_measured(self) -> bool:
+        return self.accuracy > 0
 
 
 @dataclass(frozen=True)
@@ -175,11 +179,21 @@ def describe_upstreams(upstreams: Mapping[str, UpstreamSettings]) -> list[Served
 
 def facts(champion: Champion) -> dict[str, Any]:
     """What the registry says of a version, as plain values."""
+    return _facts(champion.tags, champion.metrics)
+
+
+def archived(version: Version) -> ServedModel:
+    """A version that is registered and not loaded, as far as its tags describe it."""
+    tasks = tuple(task.name for task in tasks_of(version.model_type))
+    return ServedModel(version.name, version.model_type, version.number, tasks, **_facts(version.tags, {}))
+
+
+def _facts(tags: Mapping[str, str], metrics: Mapping[str, float]) -> dict[str, Any]:
     return {
-        "accuracy": min(max(_number(champion, "accuracy"), 0.0), 1.0),
-        "dataset_rows": int(_number(champion, "dataset_rows")),
-        "trained_at": champion.tags.get("trained_at"),
-        "training_seconds": _number(champion, "training_seconds"),
+        "accuracy": min(max(_number(tags, metrics, "accuracy"), 0.0), 1.0),
+        "dataset_rows": int(_number(tags, metrics, "dataset_rows")),
+        "trained_at": tags.get("trained_at"),
+        "training_seconds": _number(tags, metrics, "training_seconds"),
     }
 
 
@@ -198,9 +212,9 @@ def describe(name: str, folder: Path, known: Mapping[str, Any]) -> ServedModel:
     )
 
 
-def _number(champion: Champion, tag: str) -> float:
+def _number(tags: Mapping[str, str], metrics: Mapping[str, float], name: str) -> float:
     """A tag as a number, or the metric of that name, or 0."""
     try:
-        return float(champion.tags[tag])
+        return float(tags[name])
     except (KeyError, ValueError):
-        return float(champion.metrics.get(tag, 0.0))
+        return float(metrics.get(name, 0.0))

@@ -21,6 +21,23 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Version:
+    """A version as it is registered. `deployable` says that the gate let it pass, or a person did."""
+
+    model_type: str
+    number: int
+    tags: Mapping[str, str]
+
+    @property
+    def name(self) -> str:
+        return f"{self.model_type}@{self.number}"
+
+    @property
+    def deployable(self) -> bool:
+        return self.tags.get("gate") != "rejected" or "promoted_at" in self.tags
+
+
+@dataclass(frozen=True)
 class Champion:
     """A version of `model_type`, mostly the one that has passed the gate; `folder` holds its adapter."""
 
@@ -82,10 +99,26 @@ def version(settings: Settings, model_type: str, number: int) -> Champion:
         raise NeuroWeaverError(f"the model registry can't be read: {_first_line(error)}") from error
     except OSError as error:
         raise NeuroWeaverError(f"{name} can't be fetched: {_first_line(error)}") from error
-    if found.tags.get("gate") == "rejected" and "promoted_at" not in found.tags:
+    if not Version(model_type, number, found.tags).deployable:
         why = found.tags.get("gate_reason", "no reason was recorded")
         raise ConflictError(f"the gate has rejected {name}: {why}")
     return found
+
+
+def versions(settings: Settings) -> list[Version] | None:
+    """All versions, by model type and number; None, logged, where the registry can't be read. Fetches no adapter."""
+    client = _client(settings)
+    if client is None:
+        return []
+    from mlflow.exceptions import MlflowException
+
+    try:
+        registered = client.search_model_versions()
+    except MlflowException as error:
+        _log.error("the model registry can't be read: %s", _first_line(error))
+        return None
+    found = [Version(each.name, int(each.version), dict(each.tags)) for each in registered if each.name in MODEL_TYPES]
+    return sorted(found, key=lambda each: (MODEL_TYPES.index(each.model_type), each.number))
 
 
 def _client(settings: Settings) -> Any:

@@ -159,6 +159,7 @@ class Router:
             self._keep(candidate, health.breaker.abandoned() if probe else health.breaker)
             return
         predicted = decision.prediction(candidate)
+        self._catalog.note(candidate.model_id, now - begun, answered=answered, cost_usd=cost_usd)
         observation = Observation(
             now, answered, now - begun, demand.input_length, cost_usd, predicted.seconds, predicted.cost_usd
         )

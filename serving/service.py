@@ -21,7 +21,7 @@ from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from serving import registry
 from serving.api.errors import error_response
-from serving.app import create_app, create_fleet
+from serving.app import create_app, create_fleet, create_log
 from serving.auth.access import open_access
 from serving.catalog import Catalog, describe_upstreams, load_champions
 from serving.engine.messages import EngineSetup
@@ -30,6 +30,7 @@ from serving.engine.remote import RemoteEngine
 from serving.engine.several import Engines, open_upstreams
 from serving.engine.supervisor import Supervisor
 from serving.events.stream import EventStream
+from serving.executions import ExecutionLog
 from serving.metrics import Timings, render
 from serving.stopping import before_exit
 from serving.tracing import Spans
@@ -64,6 +65,7 @@ class NeuroWeaver:
     def __init__(self) -> None:
         logging.getLogger("serving").setLevel(logging.INFO)
         self._engine: RemoteEngine | None = None
+        self._executions: ExecutionLog | None = None
         self._timings = Timings()
         self._spans = Spans(BentoMLContainer.tracer_provider.get().get_tracer("neuroweaver"))
         self._lock = threading.Lock()  # a service that stops starts no engine
@@ -90,13 +92,14 @@ class NeuroWeaver:
             engines, catalog = Engines(engine, upstreams), Catalog(served)
             fleet = create_fleet(engines, catalog, chosen)
             fleet.restore()
+            self._executions = create_log(chosen)
         except Exception as error:
             if not self._stopping:
                 self._fail(f"the models can't be loaded: {error}")
             return
         pruning = (open_store(chosen), chosen, self._stopped)
         threading.Thread(target=retention.keep_pruning, args=pruning, name="retention", daemon=True).start()
-        app = create_app(engines, catalog, chosen, base.title, fleet, access)
+        app = create_app(engines, catalog, chosen, base.title, fleet, access, self._executions)
         self._events = app.state.events
         asyncio.run_coroutine_threadsafe(self._events.start(), self._loop).result(60)  # BentoML runs no lifespan of it
         front.app = app
@@ -155,3 +158,5 @@ class NeuroWeaver:
         self._stopped.set()
         if self._engine is not None:
             self._engine.close()
+        if self._executions is not None:
+            self._executions.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from time import monotonic
@@ -12,15 +12,18 @@ from uuid import uuid4
 
 from neuroweaver import answers, prompts, responses, tasks
 from neuroweaver.contracts import AIResponse, PromptSubmissionRequest, ResponseMetadata
-from neuroweaver.errors import UsageError
+from neuroweaver.errors import NeuroWeaverError, UsageError
 from neuroweaver.readings import Reading
 from neuroweaver.routing.candidates import Demand, Override
 from neuroweaver.settings import Settings
 from neuroweaver.tasks import Column, Task
+from neuroweaver.users import User
 from neuroweaver.vocabulary import MODEL_TYPES
 from serving.catalog import Catalog, ServedModel
+from serving.chat import Piece, begun
 from serving.engine.protocol import Engine, EngineAnswer, EngineRequest, Message
-from serving.router import Router
+from serving.executions import ExecutionLog, Running
+from serving.router import Router, Turn
 
 _log = logging.getLogger(__name__)
 
@@ -65,49 +68,125 @@ def prepare(request: PromptSubmissionRequest, catalog: Catalog, settings: Settin
     return Submission(task, prompt, row, demand, timeout if seconds is None else min(timeout, seconds))
 
 
-async def answer(
-    request: PromptSubmissionRequest, engine: Engine, catalog: Catalog, router: Router, settings: Settings
-) -> AIResponse:
-    """Raises what `prepare`, `Router.begin` and `Engine.submit` raise, and InvalidAnswerError."""
-    submission = prepare(request, catalog, settings)
-    task = submission.task
-    started = monotonic()
+class Submissions:
+    """Prompts on their way, through the router to a model and back, logged as executions."""
 
-    async def ask(model: ServedModel, seconds: float) -> EngineAnswer:
-        begun = monotonic()
-        turns = (Message("user", submission.prompt),)
+    def __init__(self, engine: Engine, catalog: Catalog, router: Router, log: ExecutionLog, settings: Settings) -> None:
+        self._engine, self._catalog, self._router, self._log = engine, catalog, router, log
+        self._settings = settings
+
+    def seen_by(self, user: User) -> Submissions:
+        """The same, for requests of `user`."""
+        catalog, router = self._catalog.seen_by(user), self._router.seen_by(user)
+        return Submissions(self._engine, catalog, router, self._log, self._settings)
+
+    async def answer(self, request: PromptSubmissionRequest, workflow_id: str | None = None) -> AIResponse:
+        """Raises what `prepare`, `Router.begin` and `Engine.submit` raise, and InvalidAnswerError."""
+        submission = prepare(request, self._catalog, self._settings)
+        with self._begin(submission, workflow_id) as running:
+
+            async def ask(model: ServedModel, seconds: float) -> EngineAnswer:
+                running.given_to(model.id)
+                return await self._engine.submit(_asked(submission, model, seconds))
+
+            turn, answer = await self._router.begin(submission.demand, submission.timeout_seconds, ask)
+            return self._end(request, submission, turn, answer, running)
+
+    async def stream(
+        self, request: PromptSubmissionRequest, workflow_id: str | None = None
+    ) -> tuple[str, AsyncGenerator[str | AIResponse]]:
+        """Who answers, and the same in pieces of the model's JSON as it is written, with the whole answer at the end.
+
+        The answer has begun when this returns; from then on there is no other model to fall back to.
+        """
+        submission = prepare(request, self._catalog, self._settings)
+        running = self._begin(submission, workflow_id)
+        deadline = monotonic() + submission.timeout_seconds
+
+        async def ask(model: ServedModel, seconds: float) -> AsyncIterator[Piece]:
+            running.given_to(model.id)
+            return await begun(self._engine.stream(_asked(submission, model, deadline - monotonic())), seconds)
+
+        with running:
+            turn, pieces = await self._router.begin(submission.demand, submission.timeout_seconds, ask)
+        told = self._told(request, submission, turn, pieces, running)
+        await anext(told)  # from here on its end is noticed, even where nobody reads it
+        return turn.model.id, told
+
+    async def _told(
+        self,
+        request: PromptSubmissionRequest,
+        submission: Submission,
+        turn: Turn,
+        pieces: AsyncIterator[Piece],
+        running: Running,
+    ) -> AsyncGenerator[str | AIResponse]:
         try:
-            return await engine.submit(EngineRequest(turns, model.id, seconds, schema=answers.schema(task)))
-        except BaseException:
-            catalog.note(model.id, monotonic() - begun, answered=False)
+            with running:
+                yield ""
+                async for piece in pieces:
+                    if isinstance(piece, EngineAnswer):
+                        yield self._end(request, submission, turn, piece, running)
+                    else:
+                        yield piece
+        except NeuroWeaverError as error:
+            turn.end(self._router.verdict(error, submission.timeout_seconds))
             raise
+        finally:
+            turn.end(None)
 
-    turn, answer = await router.begin(submission.demand, submission.timeout_seconds, ask)
-    answered = False
-    cost = settings.price_of(turn.model.id).of(answer.prompt_tokens, answer.answer_tokens)
-    try:
-        known = {"vin": request.context.vehicle_id, **submission.row}
-        reading = responses.read(task, answer.text, known if _has_vin_input(task) else submission.row)
-        answered = True
-    finally:
-        turn.end(answered, cost)
-        catalog.note(turn.model.id, monotonic() - started, answered=answered, cost_usd=cost)
-    return _respond(submission, turn.model, answer, reading, monotonic() - started, cost)
+    def _begin(self, submission: Submission, workflow_id: str | None) -> Running:
+        task, override = submission.task, submission.demand.override
+        asked_for = submission.demand.model_type if override is None else override.model_id
+        return self._log.begin(
+            str(asked_for), task=task.name, department=task.department, workflow_id=workflow_id
+        )  # fmt: skip
+
+    def _end(
+        self,
+        request: PromptSubmissionRequest,
+        submission: Submission,
+        turn: Turn,
+        answer: EngineAnswer,
+        running: Running,
+    ) -> AIResponse:
+        """What the answer means. Raises InvalidAnswerError."""
+        task, row = submission.task, submission.row
+        cost_usd = self._settings.price_of(turn.model.id).of(answer.prompt_tokens, answer.answer_tokens)
+        try:
+            known = {"vin": request.context.vehicle_id, **row}
+            reading = responses.read(task, answer.text, known if _has_vin_input(task) else row)
+        except Exception as error:  # a model may write anything, and its place must be given back
+            running.failed(error, cost_usd, answer.prompt_tokens, answer.answer_tokens)
+            turn.end(False, cost_usd)
+            raise
+        turn.end(True, cost_usd)
+        running.answered(cost_usd, answer.prompt_tokens, answer.answer_tokens)
+        return _respond(submission, turn.model, answer, reading, running, cost_usd)
+
+
+def _asked(submission: Submission, model: ServedModel, seconds: float) -> EngineRequest:
+    turns = (Message("user", submission.prompt),)
+    return EngineRequest(turns, model.id, seconds, schema=answers.schema(submission.task))
 
 
 def _respond(
-    submission: Submission, model: ServedModel, answer: EngineAnswer, reading: Reading, seconds: float, cost_usd: float
+    submission: Submission,
+    model: ServedModel,
+    answer: EngineAnswer,
+    reading: Reading,
+    running: Running,
+    cost_usd: float,
 ) -> AIResponse:
-    task = submission.task
-    request_id = f"req_{uuid4().hex}"
+    task, milliseconds = submission.task, running.seconds * 1000
     _log.info(
         "%s %s answered by %s in %.0f ms (%d + %d tokens)",
-        request_id, task.name, model.id, seconds * 1000, answer.prompt_tokens, answer.answer_tokens,
+        running.request_id, task.name, model.id, milliseconds, answer.prompt_tokens, answer.answer_tokens,
     )  # fmt: skip
     return AIResponse(
-        request_id=request_id,
+        request_id=running.request_id,
         model_used=model.id,
-        response_time=round(seconds * 1000, 3),
+        response_time=round(milliseconds, 3),
         cost=cost_usd,
         confidence=min(max(answer.confidence, 0.0), 1.0),
         content=responses.content(reading),

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,73 @@ CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+WRITTEN: dict[str, dict[str, Any]] = {
+    "lead-qualification": {"vehicle_type": "truck", "condition": "used", "timeline": "within_30d"},
+    "objection-handling": {
+        "price_response": "It lasts.", "features_response": "It tows.", "value_response": "Call 555-867-5309.",
+    },
+    "service-diagnosis": {"system": "ENGINE", "severity": "prompt", "causes": ["pads"], "steps": ["look"]},
+    "parts-lookup": {"part_name": "brake pad", "position": "front", "quantity": 1},
+    "finance-answer": {"topic": "apr", "answer": "It depends.", "escalate_to": "none"},
+}  # fmt: skip
+
+
+class StubEngine:
+    """An engine without a model: a right answer to every task at once, `hello` to everything else, or `failure`."""
+
+    def __init__(self) -> None:
+        from neuroweaver import adapter, answers
+        from neuroweaver.tasks import TASKS
+
+        self.failure: Exception | None = None
+        self.loaded: dict[str, Path] = {}
+        self._read = adapter.read_manifest
+        self._answers = [(answers.schema(task), answers.render(task, WRITTEN[task.name])) for task in TASKS.values()]
+
+    async def submit(self, request: Any) -> Any:
+        from serving.engine.protocol import EngineAnswer
+
+        if self.failure is not None:
+            raise self.failure
+        text = next((answer.text for schema, answer in self._answers if schema == request.schema), "hello")
+        return EngineAnswer(text, 0.75, 70, 30, 0.0, 0.001)
+
+    async def stream(self, request: Any) -> AsyncIterator[Any]:
+        answer = await self.submit(request)
+        middle = len(answer.text) // 2
+        for piece in (answer.text[:middle], answer.text[middle:], answer):
+            yield piece
+
+    def load(self, name: str, folder: Path) -> None:
+        self._read(folder)
+        self.loaded[name] = folder
+
+    def unload(self, name: str) -> None:
+        del self.loaded[name]
+
+    def adapters(self) -> tuple[str, ...]:
+        return tuple(self.loaded)
+
+    def stats(self) -> Any:
+        from serving.engine.protocol import EngineStats
+
+        return EngineStats(True, *[0] * 19)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def stub_engine() -> StubEngine:
+    return StubEngine()
+
+
+@pytest.fixture(scope="session")
+def stub_engines() -> type[StubEngine]:
+    """For fixtures that outlive a test."""
+    return StubEngine
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from fastapi import Request
+from typing import Annotated
+
+from fastapi import Header, Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.api.errors import error_response
 
 MAX_BYTES = 256 * 1024  # the largest prompt submission is a few texts of 8,000 characters
+
+
+WorkflowId = Annotated[
+    str | None,
+    Header(
+        alias="X-Workflow-Id", max_length=64, pattern="^[A-Za-z0-9][A-Za-z0-9._:-]*$",
+        description="the workflow that asks, as `GET /logs/execution` is to name it",
+    ),
+]  # fmt: skip
 
 
 class BodyLimit:

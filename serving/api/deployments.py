@@ -6,10 +6,10 @@ import asyncio
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Response
 from starlette.exceptions import HTTPException
 
-from neuroweaver.contracts import APIResponse, PaginationMeta
+from neuroweaver.contracts import APIResponse
 from neuroweaver.deployments import DeploymentRecord, DeploymentState
 from neuroweaver.errors import NotFoundError
 from neuroweaver.routing.sharing import shares
@@ -23,6 +23,7 @@ from serving.api.deployment_shapes import (
     DeploymentStatus,
     DeployModelRequest,
 )
+from serving.api.paging import Paged
 from serving.auth.requirements import Caller, requires
 from serving.fleet import Fleet
 
@@ -51,19 +52,16 @@ def router(fleet: Fleet) -> APIRouter:
 
     @routes.get("/deployments", response_model_exclude_none=True, dependencies=[_READING])
     async def list_deployments(
-        user: Caller,
-        page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
-        status: DeploymentState | None = None,
+        user: Caller, paging: Paged, status: DeploymentState | None = None
     ) -> APIResponse[DeploymentList]:
         """Deployments of models that are there for the caller, the oldest first, those that have ended among them."""
         states = tuple(DeploymentState) if status is None else (status,)
         seen = [name for name in MODEL_TYPES if user.sees(DEPARTMENT_OF[name])]
         total = await asyncio.to_thread(fleet.deployments.count, states, seen)
-        found = await asyncio.to_thread(fleet.deployments.find, states, seen, limit=limit, offset=(page - 1) * limit)
+        found = await asyncio.to_thread(fleet.deployments.find, states, seen, limit=paging.limit, offset=paging.offset)
         return APIResponse(
             data=DeploymentList(deployments=[_wire(record, fleet) for record in found]),
-            pagination=PaginationMeta(page=page, limit=limit, total=total, total_pages=-(-total // limit)),
+            pagination=paging.meta(total),
         )
 
     @routes.get("/deployments/{deployment_id}", response_model_exclude_none=True, dependencies=[_READING])

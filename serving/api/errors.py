@@ -59,10 +59,13 @@ class OpenAIError(BaseModel):
     error: OpenAIErrorDetail
 
 
-def error_response(status: int, errors: Sequence[str], headers: Mapping[str, str] | None = None) -> JSONResponse:
+def error_body(status: int, errors: Sequence[str]) -> ErrorBody:
     code, message = _CODES.get(status) or (f"http_{status}", HTTPStatus(status).phrase.lower())
-    body = ErrorBody(message=message, errors=list(errors), code=code)
-    return JSONResponse(body.model_dump(by_alias=True), status, headers=dict(headers or {}))
+    return ErrorBody(message=message, errors=list(errors), code=code)
+
+
+def error_response(status: int, errors: Sequence[str], headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(error_body(status, errors).model_dump(by_alias=True), status, headers=dict(headers or {}))
 
 
 def install(app: FastAPI) -> None:
@@ -73,13 +76,18 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
+def body_of(error: NeuroWeaverError) -> ErrorBody:
+    """The body of an error of ours, for where the status has gone out already."""
+    return error_body(_status(error)[0], [str(error)])
+
+
 def openai_error(error: NeuroWeaverError) -> tuple[int, OpenAIError]:
     """The status and body of an error of ours."""
     status, _ = _status(error)
-    return status, _openai_body(status, [str(error)])
+    return status, openai_body(status, [str(error)])
 
 
-def _openai_body(status: int, errors: Sequence[str], param: str | None = None) -> OpenAIError:
+def openai_body(status: int, errors: Sequence[str], param: str | None = None) -> OpenAIError:
     kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
     code, _ = _CODES.get(status, (f"http_{status}", ""))
     return OpenAIError(error=OpenAIErrorDetail(message="; ".join(errors), type=kind, param=param, code=code))
@@ -91,7 +99,7 @@ def answer_at(
     """An error as callers of `path` expect it: our body, or OpenAI's under `/v1/`."""
     if not path.startswith("/v1/"):
         return error_response(status, errors, headers)
-    return JSONResponse(_openai_body(status, errors, param).model_dump(), status, headers=dict(headers or {}))
+    return JSONResponse(openai_body(status, errors, param).model_dump(), status, headers=dict(headers or {}))
 
 
 async def _invalid(request: Request, error: Exception) -> JSONResponse:

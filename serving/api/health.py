@@ -12,12 +12,12 @@ from serving.engine.protocol import Engine
 def router(engine: Engine) -> APIRouter:
     routes = APIRouter(tags=["health"])
 
-    @routes.get("/livez")
+    @routes.get("/livez", response_class=PlainTextResponse)
     async def livez() -> PlainTextResponse:
         """The process answers."""
         return PlainTextResponse("\n")
 
-    @routes.get("/readyz")
+    @routes.get("/readyz", response_class=PlainTextResponse)
     def readyz() -> PlainTextResponse:
         """The models are loaded and the engine takes requests."""
         if not engine.stats().alive:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Any
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
@@ -17,7 +16,7 @@ from neuroweaver.inference.sampling import Sampling
 from neuroweaver.routing.candidates import Demand, Override
 from neuroweaver.settings import Price, Settings
 from neuroweaver.vocabulary import MODEL_TYPES
-from serving.api.bodies import require_json
+from serving.api.bodies import WorkflowId, require_json
 from serving.api.callers import while_connected
 from serving.api.errors import openai_error
 from serving.api.openai_shapes import (
@@ -54,18 +53,20 @@ def router(chats: Chats, catalog: Catalog, settings: Settings, base_name: str) -
         dependencies=[Depends(require_json), _ASKING, requires("customerPII")],
         response_model=ChatCompletion,
     )
-    async def complete(body: ChatCompletionRequest, request: Request, user: Caller) -> Response:
+    async def complete(
+        body: ChatCompletionRequest, request: Request, user: Caller, workflow_id: WorkflowId = None
+    ) -> Response:
         """Continue a conversation by a model, its adapter, or the base model; the text goes out as it is written."""
         demand = None if body.model == base_name else _demand(body, catalog.seen_by(user))
         note_object(request, _object(demand) or base_name)
         seen = chats.seen_by(user)
-        naming: dict[str, Any] = {"id": f"chatcmpl-{uuid4().hex}", "created": int(time.time())}
+        created = int(time.time())
 
         def ask(adapter: str | None, seconds: float) -> EngineRequest:
             return _asked(body, adapter, seconds)
 
         if not body.stream:
-            adapter, answer = await while_connected(request, seen.answer(demand, ask))
+            identity, adapter, answer = await while_connected(request, seen.answer(demand, ask, workflow_id))
             note_object(request, adapter or base_name)
             price = settings.price_of(adapter)
             choice = Choice(
@@ -73,16 +74,20 @@ def router(chats: Chats, catalog: Catalog, settings: Settings, base_name: str) -
                 finish_reason=_reason(answer),
                 logprobs=_logprobs(body, answer),
             )
-            whole = ChatCompletion(**naming, model=adapter or base_name, choices=[choice], usage=_usage(answer, price))
+            whole = ChatCompletion(
+                id=identity, created=created, model=adapter or base_name, choices=[choice], usage=_usage(answer, price)
+            )
             return Response(whole.model_dump_json(), media_type="application/json")
 
         # What can't be answered at all has a status of its own.
-        adapter, pieces = await while_connected(request, seen.stream(demand, ask))
+        identity, adapter, pieces = await while_connected(request, seen.stream(demand, ask, workflow_id))
         note_object(request, adapter or base_name)
         price = settings.price_of(adapter)
 
         def chunk(choices: list[ChunkChoice], total: Usage | None = None) -> str:
-            made = ChatCompletionChunk(**naming, model=adapter or base_name, choices=choices, usage=total)
+            made = ChatCompletionChunk(
+                id=identity, created=created, model=adapter or base_name, choices=choices, usage=total
+            )
             return f"data: {made.model_dump_json(exclude_none=True)}\n\n"
 
         async def events() -> AsyncIterator[str]:

@@ -46,6 +46,7 @@ WRITTEN: dict[str, dict[str, Any]] = {
 }
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "hello"}]}
 EVERY, PII, DEPLOYERS = set(ROLES), {"admin", "manager", "agent"}, {"admin", "manager"}
+WATCHERS = {"admin", "manager", "editor"}
 ACCEPTED = {"/api/v1/models/{model_id}/deploy", "DELETE"}  # 202: what these begin ends later
 DONE = {"WEBSOCKET": 101}
 DEPLOY = {"environment": "staging", "routingWeight": 1, "maxConcurrency": 2}
@@ -54,13 +55,16 @@ DEPLOY = {"environment": "staging", "routingWeight": 1, "maxConcurrency": 2}
 TABLE: dict[tuple[str, str], tuple[set[str], set[str]]] = {
     ("GET", "/api/v1/models"): (EVERY, EVERY),
     ("GET", "/api/v1/models/{model_id}"): (EVERY, EVERY),
+    ("GET", "/api/v1/models/{model_id}/performance"): (EVERY, EVERY),
     ("POST", "/api/v1/models/{model_id}/deploy"): (DEPLOYERS, DEPLOYERS),
     ("GET", "/api/v1/deployments"): (EVERY, EVERY),
     ("GET", "/api/v1/deployments/{deployment_id}"): (EVERY, EVERY),
     ("PATCH", "/api/v1/deployments/{deployment_id}"): (DEPLOYERS, DEPLOYERS),
     ("DELETE", "/api/v1/deployments/{deployment_id}"): (DEPLOYERS, DEPLOYERS),
     ("POST", "/api/v1/routing/select"): (EVERY, EVERY),
+    ("GET", "/api/v1/prompts/templates"): (EVERY, EVERY),
     ("POST", "/api/v1/prompts"): (EVERY, EVERY),
+    ("GET", "/api/v1/logs/execution"): (WATCHERS, WATCHERS),
     ("GET", "/v1/models"): (EVERY, EVERY),
     ("GET", "/v1/models/{model_id}"): (EVERY, EVERY),
     ("POST", "/v1/chat/completions"): (set(), PII),
@@ -302,6 +306,7 @@ def test_models_of_other_departments_are_missing_ones(
         asked = [
             call(app, "GET", f"/api/v1/models/{model}", token),
             call(app, "GET", f"/api/v1/models/{MODEL_TYPE_OF[other]}", token),
+            call(app, "GET", f"/api/v1/models/{model}/performance", token),
             call(app, "GET", f"/v1/models/{model}", token),
             call(app, "POST", "/api/v1/prompts", token, json=prompt(other)),
             call(app, "POST", "/api/v1/prompts", token, json=prompt(other) | {"routing": {"preferredModel": model}}),
@@ -315,7 +320,7 @@ def test_a_foreign_model_answers_exactly_as_a_missing_one(app: FastAPI, issuer: 
     token = issuer.issue(User("ada", "manager", frozenset(["sales"]), customer_pii=True), 1)
 
     def told(name: str) -> list[tuple[int, str]]:
-        paths = [f"/api/v1/models/{name}", f"/v1/models/{name}"]
+        paths = [f"/api/v1/models/{name}", f"/api/v1/models/{name}/performance", f"/v1/models/{name}"]
         found = [call(app, "GET", path, token) for path in paths]
         found.append(call(app, "POST", "/v1/chat/completions", token, json=CHAT | {"model": name}))
         wanted = prompt("sales") | {"routing": {"preferredModel": name}}

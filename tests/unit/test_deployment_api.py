@@ -16,12 +16,13 @@ from neuroweaver import adapter, answers, base_model
 from neuroweaver.contracts import ErrorBody
 from neuroweaver.deployments import Deployments, DeploymentState
 from neuroweaver.errors import ConflictError, NotFoundError, StorageError, UsageError
+from neuroweaver.executions import Selection
 from neuroweaver.inference import loading
 from neuroweaver.routing.candidates import Demand
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from neuroweaver.tasks import LEAD_QUALIFICATION
-from serving.app import create_app
+from serving.app import create_app, create_log
 from serving.catalog import Catalog, load_champions
 from serving.chat import Chats
 from serving.engine.local import LocalEngine
@@ -488,14 +489,20 @@ def test_a_stream_that_nobody_reads_gives_its_place_back(world: World) -> None:
     async def use(client: httpx.AsyncClient) -> None:
         live = world.fleet.find(await deploy(client, SALES, 1, 1))
         assert live is not None
-        chats = Chats(world.engine, Router(world.catalog, world.fleet, 60), world.settings)
-        for _ in range(2):
-            name, pieces = await chats.stream(
+        log = create_log(world.settings)
+        chats = Chats(world.engine, Router(world.catalog, world.fleet, 60), log, world.settings)
+        for number in range(2):
+            identity, name, pieces = await chats.stream(
                 Demand("k", SALES), lambda adapter, seconds: EngineRequest((), adapter, seconds)
             )
             assert (name, live.limiter.in_flight) == (f"{SALES}@1", 1)
             del pieces
             await until(lambda: asyncio.sleep(0, live.limiter.in_flight), lambda count: count == 0)
+            log.flush()
+            found = log.executions.page(Selection(), 10).executions
+            assert len(found) == number + 1
+            told = (found[0].request_id, found[0].status, found[0].error)
+            assert told == (identity, "error", "the caller went away")
 
     world.run(use)
 

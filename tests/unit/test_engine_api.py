@@ -95,7 +95,7 @@ def test_models_are_listed_with_what_the_registry_knows(app: FastAPI) -> None:
     assert body["pagination"] == {"page": 1, "limit": 1, "total": 2, "totalPages": 2}
     assert body["data"]["models"] == [{
         "id": "automotive-sales@1", "name": "Automotive Sales v1", "type": "automotive-sales",
-        "status": "deployed", "accuracy": 0.91, "costPerRequest": 0.0,
+        "status": "deployed", "accuracy": 0.91, "costPerRequest": 0.0, "deploymentUrl": "/v1/models/automotive-sales@1",
     }]  # fmt: skip
     second = call(app, "GET", "/api/v1/models", params={"limit": 1, "page": 2}).json()
     assert [model["id"] for model in second["data"]["models"]] == ["service-advisor@1"]

@@ -12,8 +12,9 @@ import pytest
 from neuroweaver import retention
 from neuroweaver.errors import StorageError
 from neuroweaver.events import EventLog
+from neuroweaver.executions import Execution, Executions, ExecutionStatus
 from neuroweaver.settings import Settings
-from neuroweaver.store import Store
+from neuroweaver.store import Store, timestamp
 
 
 def test_events_are_kept_as_long_as_the_settings_say(opened: Store, tmp_path: Path) -> None:
@@ -22,10 +23,22 @@ def test_events_are_kept_as_long_as_the_settings_say(opened: Store, tmp_path: Pa
     kept = Settings(home=tmp_path, keep_events_days=3)
     now = datetime.now(UTC)
 
-    assert retention.prune(opened, kept, now + timedelta(days=2.9)) == {"events": 0}
+    assert retention.prune(opened, kept, now + timedelta(days=2.9)) == {"events": 0, "executions": 0}
     assert len(events.read()) == 1
-    assert retention.prune(opened, kept, now + timedelta(days=3.1)) == {"events": 1}
+    assert retention.prune(opened, kept, now + timedelta(days=3.1)) == {"events": 1, "executions": 0}
     assert (events.read(), events.pruned_through(), events.last_id()) == ([], 1, 1)
+
+
+def test_executions_are_kept_as_long_as_the_settings_say(opened: Store, tmp_path: Path) -> None:
+    executions = Executions(opened)
+    executions.append([
+        Execution(timestamp(), "req_1", "req_1", ExecutionStatus.SUCCESS, "automotive-sales@1", "sales", None, 0.5)
+    ])  # fmt: skip
+    kept = Settings(home=tmp_path, keep_executions_days=3)
+    now = datetime.now(UTC)
+
+    assert retention.prune(opened, kept, now + timedelta(days=2.9)) == {"events": 0, "executions": 0}
+    assert retention.prune(opened, kept, now + timedelta(days=3.1)) == {"events": 0, "executions": 1}
 
 
 def test_pruning_goes_on_until_it_is_stopped_though_the_store_is_away_meanwhile(
