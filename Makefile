@@ -7,7 +7,7 @@ CONFIG ?= configs/finetune/sales.yaml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-all test serve mlflow check format bench clean
+.PHONY: help setup train train-all test serve mlflow check openapi format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,10 @@ check: setup ## lint, formatting, types; changes nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+openapi: setup ## write docs/api/ anew: the OpenAPI document and its TypeScript (needs npm)
+	$(BIN)/neuroweaver openapi --save
+	cd tests/typescript && npm ci --no-audit --no-fund --ignore-scripts && npm run --silent generate
 
 format: setup ## apply formatting and safe fixes
 	$(BIN)/ruff check --fix .

@@ -23,6 +23,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from neuroweaver.audit_trail import AuditTrail
+from neuroweaver.executions import Executions, Selection
 from neuroweaver.issuer import LocalIssuer
 from neuroweaver.store import Store
 from neuroweaver.users import User
@@ -192,9 +193,14 @@ def test_service_answers_with_the_champions_and_ends_cleanly(
     assert 'neuroweaver_engine_requests_total{outcome="answered"} 2' in metrics
     assert "bentoml_service_request_total" in metrics
 
+    last = client.post("/api/v1/prompts", json=LEAD, headers={"X-Workflow-Id": "the-last"})
     assert service.stop() == 0, service.log.read_text()
     assert not service.leftovers()
     assert "Tacoma" not in service.log.read_text()
+    logged = Executions(Store(f"sqlite:///{home / 'store.db'}")).page(Selection(), 10).executions
+    assert [(each.status.value, each.model_id) for each in logged[:1]] == [("success", "automotive-sales@1")]
+    assert (logged[0].workflow_id, logged[0].request_id) == ("the-last", last.json()["data"]["requestId"])
+    assert len(logged) == 3, "written before the service has ended, and what was refused is none"
 
 
 def test_service_without_any_champion_is_ready_and_makes_no_registry(

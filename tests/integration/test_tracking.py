@@ -248,7 +248,9 @@ def test_a_model_is_registered_through_a_server_as_serving_reads_it(tmp_path: Pa
     Tracker(settings).promote(version)
 
     (champion,) = registry.champions(settings)
+    (listed,) = registry.versions(settings) or []
 
+    assert (listed.name, listed.tags, listed.deployable) == (champion.name, champion.tags, True)
     assert (champion.model_type, champion.version) == (SALES, version.version)
     assert adapter.read_manifest(champion.folder) == adapter.read_manifest(version.folder)
     assert Tracker(settings).resolve(version.ref) == Tracker(settings).resolve(version.ref), "fetched once"
