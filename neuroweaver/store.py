@@ -123,6 +123,17 @@ DEPLOYMENTS = Table(
     ),
 )  # fmt: skip
 
+IDEMPOTENCY_KEYS = Table(
+    "idempotency_keys",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("subject", String(64), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("answer", JSON(none_as_null=True)),
+    Column("created_at", String(32), nullable=False, index=True),
+)
+
 
 class Store:
     """One database. Its tables are made by whoever opens it first; any number of processes may share it.

@@ -297,11 +297,11 @@ def test_the_tables_compile_for_postgresql() -> None:
     tables = {table.name: str(CreateTable(table).compile(dialect=dialect)) for table in METADATA.sorted_tables}
     indexes = [str(CreateIndex(index).compile(dialect=dialect)) for t in METADATA.sorted_tables for index in t.indexes]
 
-    assert set(tables) == {"store_numbers", "jobs", "job_moves", "events", "deployments"}
+    assert set(tables) == {"store_numbers", "jobs", "job_moves", "events", "deployments", "idempotency_keys"}
     assert "id BIGSERIAL NOT NULL" in tables["job_moves"]
     assert "id BIGINT NOT NULL" in tables["events"], "its numbers are ours, in the order of their transactions"
     assert "config JSON NOT NULL" in tables["jobs"]
-    assert len(indexes) == 6
+    assert len(indexes) == 7
     assert [index.partition("WHERE ")[2] for index in indexes if "UNIQUE" in index] == [
         "state IN ('deploying', 'active', 'draining')"
     ]
