@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from neuroweaver import base_model, ports, settings
 from neuroweaver.settings import Settings
+from neuroweaver.store import open_store
 from serving import registry
 from serving.api.errors import error_response
 from serving.app import create_app, create_fleet
@@ -30,6 +31,7 @@ from serving.engine.several import Engines, open_upstreams
 from serving.engine.supervisor import Supervisor
 from serving.metrics import Timings, render
 from serving.tracing import Spans
+from serving.training import Training
 
 LOADING = "the models are being loaded"
 
@@ -61,6 +63,7 @@ class NeuroWeaver:
     def __init__(self) -> None:
         logging.getLogger("serving").setLevel(logging.INFO)
         self._engine: RemoteEngine | None = None
+        self._training: Training | None = None
         self._timings = Timings()
         self._spans = Spans(BentoMLContainer.tracer_provider.get().get_tracer("neuroweaver"))
         self._lock = threading.Lock()  # a service that stops starts no engine
@@ -83,11 +86,13 @@ class NeuroWeaver:
             engines, catalog = Engines(engine, upstreams), Catalog(served)
             fleet = create_fleet(engines, catalog, chosen)
             fleet.restore()
+            training = Training(open_store(chosen), chosen)
         except Exception as error:
             if not self._stopping:
                 self._fail(f"the models can't be loaded: {error}")
             return
-        front.app = create_app(engines, catalog, chosen, base.title, fleet, access)
+        front.app = create_app(engines, catalog, chosen, base.title, fleet, access, training)
+        self._look_after(training)
         _log.info("callers need %s", "no token: this is loopback" if access.verifier is None else "tokens")
         _log.info("serving %s on %s", ", ".join(model.id for model in catalog.all()) or "no models yet", base.title)
 
@@ -101,6 +106,12 @@ class NeuroWeaver:
             )  # fmt: skip
             self._engine = RemoteEngine(Supervisor(setup), observe=self._observe, gave_up=self._fail)
             return self._engine
+
+    def _look_after(self, training: Training) -> None:
+        with self._lock:
+            if not self._stopping:
+                self._training = training
+                training.start()
 
     def _observe(self, request: EngineRequest, answer: EngineAnswer) -> None:
         self._timings.observe(answer)
@@ -132,5 +143,7 @@ class NeuroWeaver:
     def _stop(self) -> None:
         with self._lock:
             self._stopping = True
+            if self._training is not None:
+                self._training.close()
         if self._engine is not None:
             self._engine.close()
