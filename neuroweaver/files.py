@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -104,6 +105,36 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextlib.contextmanager
+def try_locked(path: Path, patience_seconds: float = 0.0, *, shared: bool = False) -> Iterator[bool]:
+    """Whether the lock file at `path` is ours for the block; those who hold it end, or die, before it can be.
+
+    A `shared` lock lets other shared ones in.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    until = time.monotonic() + patience_seconds
+    with file:
+        while True:
+            try:
+                fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() < until:
+                    time.sleep(0.02)
+                    continue
+                yield False
+                return
+            break
+        yield True
+
+
+def remove_unfinished(folder: Path, prefix: str) -> None:
+    """Removes what `new_folder` of a process that was killed has left; for whoever keeps others out of `folder`."""
+    for left in folder.glob(f".{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Connection, Row, Select, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, Select, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from neuroweaver import processes
@@ -160,16 +160,43 @@ class Jobs:
         return found[0]
 
     def find(
-        self, state: JobState | None = None, model_type: str | None = None, limit: int = 20, offset: int = 0
+        self,
+        state: JobState | None = None,
+        model_type: str | None = None,
+        limit: int = 20,
+        offset: int = 0,
+        *,
+        among: Collection[str] | None = None,
+        created_until: str | None = None,
     ) -> list[JobRecord]:
-        """Jobs in this state and of this model type, the newest first."""
-        query: Select[Any] = select(JOBS).order_by(JOBS.c.created_at.desc(), JOBS.c.id.desc())
-        if state is not None:
-            query = query.where(JOBS.c.state == state.value)
-        if model_type is not None:
-            query = query.where(JOBS.c.model_type == model_type)
+        """Jobs in this state and of this model type, the newest first.
+
+        `among` are the model types that whoever asks may see. With `created_until` (as `timestamp` writes it) later
+        jobs do not move those of an earlier page.
+        """
+        query: Select[Any] = select(JOBS).where(*_conditions(state, model_type, among, created_until))
+        query = query.order_by(JOBS.c.created_at.desc(), JOBS.c.id.desc())
         with self._store.read() as connection:
             return [_record(row) for row in connection.execute(query.limit(limit).offset(offset))]
+
+    def count(
+        self,
+        state: JobState | None = None,
+        model_type: str | None = None,
+        *,
+        among: Collection[str] | None = None,
+        created_until: str | None = None,
+    ) -> int:
+        """How many `find` would give without a limit."""
+        query = select(func.count()).select_from(JOBS).where(*_conditions(state, model_type, among, created_until))
+        with self._store.read() as connection:
+            return connection.scalar(query) or 0
+
+    def unfinished(self) -> list[JobRecord]:
+        """The jobs that have not ended, the oldest first."""
+        query = select(JOBS).where(JOBS.c.state.in_([state.value for state in (JobState.QUEUED, *_ACTIVE)]))
+        with self._store.read() as connection:
+            return [_record(row) for row in connection.execute(query.order_by(JOBS.c.created_at, JOBS.c.id))]
 
     def moves(self, job_id: str) -> list[JobMove]:
         """Every move of a job, the oldest first."""
@@ -283,6 +310,15 @@ class Jobs:
                 return False  # it gave a sign of life meanwhile
             _move(connection, current, JobState.FAILED, reason, error_message=reason)
         return True
+
+
+def _conditions(
+    state: JobState | None, model_type: str | None, among: Collection[str] | None, created_until: str | None
+) -> list[ColumnElement[bool]]:
+    conditions = [] if state is None else [JOBS.c.state == state.value]
+    conditions += [] if model_type is None else [JOBS.c.model_type == model_type]
+    conditions += [] if among is None else [JOBS.c.model_type.in_(among)]
+    return conditions + ([] if created_until is None else [JOBS.c.created_at <= created_until])
 
 
 def _is_abandoned(record: JobRecord, older_than_seconds: float, now: datetime) -> bool:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+
+# Starts what it is told to and ends: what it has started is then nobody's child.
+_LEAVE = "import os, subprocess, sys; os.nice(int(sys.argv[1])); subprocess.Popen(sys.argv[2:], start_new_session=True)"
 
 
 def this_process() -> str:
@@ -59,3 +65,18 @@ def _fields(pid: int) -> list[str]:
     except OSError:
         return []
     return text.rpartition(")")[2].split()
+
+
+def leave(command: Sequence[str], log: Path, environment: Mapping[str, str], niceness: int = 0) -> None:
+    """Start `command` so that it outlives this process: in a session of its own, and no child of ours.
+
+    BentoML passes its signals on to all children of its workers, whatever their session. What is printed goes to `log`;
+    `niceness` (0..19) is how far others come first. Raises OSError where nothing can be started.
+    """
+    with log.open("ab") as output:
+        left = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", _LEAVE, str(niceness), *command],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=dict(environment), check=False,
+        )  # fmt: skip
+    if left.returncode:
+        raise OSError(f"{command[0]} can't be started: {log} says why")

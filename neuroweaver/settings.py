@@ -66,6 +66,17 @@ class Settings(BaseSettings):
     max_quarantined: float = Field(
         0.10, ge=0, le=1, description="share of quarantined rows above which a file is refused"
     )
+    max_upload_mib: int = Field(512, ge=1, description="of a file of training data sent over the API; more is 413")
+    max_validations: int = Field(
+        2, ge=1, description="uploads that are validated at once; sixteen times as many may wait, others get 503"
+    )
+    validation_timeout_seconds: float = Field(900, gt=0, description="deadline of the validation of one upload")
+    max_training_jobs: int = Field(
+        1, ge=1, description="jobs that run at once on this machine, of those started over the API; others are queued"
+    )
+    training_niceness: int = Field(
+        10, ge=0, le=19, description="how far everything else comes before validation and training over the API"
+    )
     engine_precision: Literal["auto", "fp32", "int8", "bf16"] = Field(
         "auto", description="of the base model's weights in the engine; auto: the fastest this machine does well"
     )

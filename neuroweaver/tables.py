@@ -133,3 +133,13 @@ EXECUTIONS = Table(
     Column("error", String(MAX_ERROR)),
     Index("ix_executions_model", "model_id", "at"),
 )
+IDEMPOTENCY_KEYS = Table(
+    "idempotency_keys",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("digest", String(64), nullable=False),
+    Column("subject", String(64), nullable=False),
+    Column("owner", String(255), nullable=False),
+    Column("answer", JSON(none_as_null=True)),
+    Column("created_at", String(32), nullable=False, index=True),
+)

@@ -169,3 +169,26 @@ def bench_events(
     typer.echo(json.dumps(result)) if as_json else out.print(
         "\n".join(events.table(result)), markup=False, highlight=False, soft_wrap=True
     )
+
+
+@bench_app.command("responsiveness")
+def bench_responsiveness(
+    minutes: Annotated[float, typer.Option("--minutes", min=0.1, help="Time budget of the training.")] = 2,
+    data: Annotated[Path, typer.Option("--data", help="The leads to upload and train on.")] = Path(
+        "datasets/sales/lead_qualification.csv"
+    ),
+    save: Annotated[
+        bool, typer.Option("--save", help="Write benchmarks/results/responsiveness.{json,md}, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask the service for its models while it validates an upload and trains on it."""
+    from benchmarks import responsiveness
+
+    say = functools.partial(err.print, markup=False, highlight=False)
+    result = responsiveness.run(settings.load().home, data, minutes=minutes, say=say)
+    if save:
+        responsiveness.save(result)
+    typer.echo(json.dumps(result)) if as_json else out.print(
+        "\n".join(responsiveness.table(result)), markup=False, highlight=False, soft_wrap=True
+    )

@@ -244,6 +244,32 @@ def with_values(config: FinetuneConfig, values: Mapping[str, Any]) -> FinetuneCo
         raise ConfigError("; ".join(describe(error))) from None
 
 
+def with_sections(config: FinetuneConfig, overrides: Mapping[str, Any]) -> FinetuneConfig:
+    """`config` with other values, given by section or by dotted key. Raises ConfigError with every problem found."""
+    changed = dump(config)
+    problems: list[str] = []
+
+    def put(section: dict[str, Any], prefix: str, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            first, dot, rest = name.partition(".")
+            inner = section.get(first)
+            if (dot or isinstance(value, Mapping)) and isinstance(inner, dict):
+                put(inner, f"{prefix}{first}.", {rest: value} if dot else value)
+            elif dot:
+                problems.append(f"{prefix}{name}: unknown key" + _suggestion(f"{prefix}{first}: unknown key"))
+            else:
+                section[name] = value
+
+    put(changed, "", overrides)
+    try:
+        found = FinetuneConfig.model_validate(changed)
+    except ValidationError as error:
+        problems += [line + _suggestion(line) for line in describe(error)]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return found
+
+
 def dump(config: FinetuneConfig) -> dict[str, Any]:
     return config.model_dump(mode="json")
 

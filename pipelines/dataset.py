@@ -31,6 +31,7 @@ from pipelines.rows import Row
 from pipelines.split import Side, Split, split
 from pipelines.validate import Validation, write_quarantine
 
+SIDES: tuple[Side, ...] = ("train", "validation", "held_out")
 PREVIEWED = 20_000  # rows that are compared with each other before they are stored
 _ROWS_PER_GROUP = 8192
 _SAMPLES = 8  # rows that the report shows
@@ -259,6 +260,16 @@ def _table(examples: Sequence[DatasetRow]) -> pa.Table:
 def is_identity(text: str) -> bool:
     """Does `text` name a dataset, not a file?"""
     return re.fullmatch("ds_[0-9a-f]{16}", text) is not None
+
+
+def require_sides(datasets: Sequence[Dataset]) -> None:
+    """Raises InputError where the rows of all `datasets` together leave a side of the split empty."""
+    sides = {side: sum(stored.count(side) for stored in datasets) for side in SIDES}
+    if not all(sides.values()):
+        raise InputError(
+            f"too few rows: {sides['train']} to train on, {sides['validation']} to validate, {sides['held_out']} held "
+            "out; each needs one, so give at least some twenty different rows"
+        )
 
 
 def combined_hash(datasets: Iterable[Dataset]) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -42,8 +41,7 @@ def sweep(home: Path) -> None:
         for path in note.parent.iterdir():
             if path != note:
                 path.unlink()
-    for unfinished in datasets.glob(".ds_*"):
-        shutil.rmtree(unfinished, ignore_errors=True)
+    files.remove_unfinished(datasets, "ds_")
 
 
 def replace(home: Path, old: str, new: str) -> None:

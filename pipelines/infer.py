@@ -25,6 +25,7 @@ def task_of_file(path: Path, data_format: str, model_type: str | None) -> tuple[
     named: set[str] = set()
     try:
         source = registry.open_source(path, data_format, known=known)
+        columns |= dict.fromkeys(source.columns or ())
         for frame in source.frames():
             columns |= dict.fromkeys(frame.column_names)
             if "task" in frame.columns:

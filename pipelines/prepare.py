@@ -40,12 +40,7 @@ class Reporter(Protocol):
 def prepare_all(config: FinetuneConfig, settings: Settings, tokenizer: Any, reporter: Reporter) -> list[Dataset]:
     """The datasets of all files of `config`. Raises InputError where one is refused or a side of the split is empty."""
     datasets = [prepare(source, config, settings, tokenizer, reporter) for source in config.data]
-    sides = {side: sum(stored.count(side) for stored in datasets) for side in ("train", "validation", "held_out")}
-    if not all(sides.values()):
-        raise errors.InputError(
-            f"too few rows: {sides['train']} to train on, {sides['validation']} to validate, {sides['held_out']} held "
-            "out; each needs one, so give at least some twenty different rows"
-        )
+    dataset.require_sides(datasets)
     return datasets
 
 

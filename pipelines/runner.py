@@ -14,7 +14,7 @@ from rich.console import Console
 
 from neuroweaver import files, settings
 from neuroweaver.errors import NeuroWeaverError
-from neuroweaver.jobs import Jobs, JobState
+from neuroweaver.jobs import Jobs
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from pipelines import job as training_job
@@ -22,9 +22,12 @@ from pipelines.job import Job
 
 
 def load(job_id: str, current: Settings) -> Job:
-    """The job as it was handed in. Raises NotFoundError."""
+    """The job as it was handed in: by its file, or for one accepted over the API by the store. Raises NotFoundError."""
     record = Jobs(open_store(current)).get(job_id)
-    values = json.loads((current.home / "jobs" / record.id / "job.json").read_text(encoding="utf-8"))
+    values = {"id": record.id, "config": record.config, "dataset_ids": record.dataset_ids}
+    file = current.home / "jobs" / record.id / "job.json"
+    if file.is_file():
+        values = json.loads(file.read_text(encoding="utf-8"))
     return training_job.unpack(values | {"home": str(current.home)})
 
 
@@ -35,8 +38,7 @@ def resume(job_id: str, current: Settings) -> None:
 
     jobs = Jobs(open_store(current))
     job = load(job_id, current)
-    jobs.move(job.id, JobState.QUEUED, "resumed")
-    outcome = train.run(job, current, jobs, console.TerminalReporter(out))
+    outcome = train.run(job, current, jobs, console.TerminalReporter(out), resumed=True)
     console.print_outcome(out, outcome, current)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from neuroweaver import processes
+from neuroweaver import processes, supervision
 from neuroweaver.errors import NeuroWeaverError, TrainingError
 from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.settings import Settings
@@ -156,7 +156,10 @@ class Tail:
 
 
 def main() -> int:
-    """Supervise the queued job named on the command line: what `train --detach` leaves behind."""
+    """Supervise the queued job named on the command line, unless another process does already.
+
+    It is what `train --detach`, and the service, leave behind.
+    """
     from neuroweaver import settings
     from neuroweaver.store import open_store
     from pipelines import runner
@@ -165,13 +168,16 @@ def main() -> int:
     current = settings.load()
     jobs = Jobs(open_store(current))
     job = runner.load(sys.argv[1], current)
-    try:
-        Supervisor(job, current, jobs, lambda line: None).run()
-    except NeuroWeaverError as error:
-        print(f"neuroweaver: {error}", file=sys.stderr)  # noqa: T201 - it goes to the job's folder
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    with supervision.held(job.folder) as ours:
+        if not ours or jobs.get(job.id).state is not JobState.QUEUED:
+            return 0
+        try:
+            Supervisor(job, current, jobs, lambda line: None).run()
+        except NeuroWeaverError as error:
+            print(f"neuroweaver: {error}", file=sys.stderr)  # noqa: T201 - it goes to the job's folder
+            return error.exit_code
+        except KeyboardInterrupt:
+            return 130
     return 0
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from typing import Protocol
 
-from neuroweaver import base_model, errors, files
+from neuroweaver import base_model, errors, files, supervision
 from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
@@ -71,13 +71,21 @@ def detach(config: FinetuneConfig, settings: Settings, reporter: Watcher) -> str
     return job.id
 
 
-def run(job: Job, settings: Settings, jobs: Jobs, reporter: Watcher) -> Outcome:
-    """See a queued job to its end, in this process or on Ray. Raises NeuroWeaverError where it fails."""
-    if job.local:
-        return execute(job, settings, reporter, local=True)
-    from pipelines.supervise import Supervisor
+def run(job: Job, settings: Settings, jobs: Jobs, reporter: Watcher, *, resumed: bool = False) -> Outcome:
+    """See a queued job to its end, in this process or on Ray; a `resumed` one goes back into the queue first.
 
-    Supervisor(job, settings, jobs, reporter.line).run()
+    Raises NeuroWeaverError where it fails, ConflictError where another process looks after the job.
+    """
+    with supervision.held(job.folder) as ours:
+        if not ours:
+            raise errors.ConflictError(f"another process on this machine looks after job {job.id} already")
+        if resumed:
+            jobs.move(job.id, JobState.QUEUED, "resumed")
+        if job.local:
+            return execute(job, settings, reporter, local=True)
+        from pipelines.supervise import Supervisor
+
+        Supervisor(job, settings, jobs, reporter.line).run()
     record = jobs.get(job.id)
     if record.state in (JobState.SUCCEEDED, JobState.REJECTED):
         return outcome.read(job.folder, settings)

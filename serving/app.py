@@ -14,8 +14,10 @@ from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from serving import registry
 from serving.api import deployments, errors, health, logs, models, openai, prompts, routing
-from serving.api.bodies import BodyLimit
+from serving.api import training as training_api
+from serving.api.bodies import MAX_BYTES, BodyLimit
 from serving.api.documentation import DocumentedApi
+from serving.api.training import UPLOADING
 from serving.archive import Archive
 from serving.auth.access import LOCAL_ACCESS, Access
 from serving.auth.gate import SOCKET_IO_PATH, Gate
@@ -30,6 +32,7 @@ from serving.executions import ExecutionLog
 from serving.fleet import Fleet
 from serving.router import Router
 from serving.submission import Submissions
+from serving.training import Training
 
 PREFIX = "/api/v1"
 
@@ -42,8 +45,11 @@ def create_app(
     fleet: Fleet | None = None,
     access: Access = LOCAL_ACCESS,
     executions: ExecutionLog | None = None,
+    training: Training | None = None,
 ) -> FastAPI:
     """`base_name` is what OpenAI's clients call the base model; a `fleet` that is not given has no deployments yet.
+
+    A `training` that is not given accepts jobs, and starts none.
 
     Without `access` every caller is the local user: right on loopback alone, where nobody else can call.
     Whoever gives `executions` closes them.
@@ -52,6 +58,8 @@ def create_app(
     """
     fleet = fleet or create_fleet(engine, catalog, settings)
     executions = executions or create_log(settings)
+    training = training or Training(open_store(settings), settings)
+    upload_bytes = settings.max_upload_mib * 2**20 + MAX_BYTES  # the other fields, and what stands between the parts
     requests = Router(
         catalog, fleet, settings.request_timeout_seconds, by_performance=settings.routing_by_performance
     )  # fmt: skip
@@ -65,13 +73,14 @@ def create_app(
     )  # fmt: skip
     app.state.events = events
     errors.install(app)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(BodyLimit, larger={PREFIX + path: upload_bytes for path in UPLOADING})
     app.add_middleware(Gate, access=access)  # before the bodies
     app.include_router(health.router(engine))
     archive = Archive(partial(registry.versions, settings))
     app.include_router(models.router(catalog, fleet, archive, executions, settings), prefix=PREFIX)
     app.include_router(deployments.router(fleet), prefix=PREFIX)
     app.include_router(routing.router(requests, catalog), prefix=PREFIX)
+    app.include_router(training_api.router(training), prefix=PREFIX)
     app.include_router(prompts.router(Submissions(engine, catalog, requests, executions, settings)), prefix=PREFIX)
     app.include_router(logs.router(executions), prefix=PREFIX)
     chats = Chats(engine, requests, executions, settings, base_name)

@@ -34,6 +34,7 @@ from serving.executions import ExecutionLog
 from serving.metrics import Timings, render
 from serving.stopping import before_exit
 from serving.tracing import Spans
+from serving.training import Training
 
 LOADING = "the models are being loaded"
 
@@ -66,6 +67,7 @@ class NeuroWeaver:
         logging.getLogger("serving").setLevel(logging.INFO)
         self._engine: RemoteEngine | None = None
         self._executions: ExecutionLog | None = None
+        self._training: Training | None = None
         self._timings = Timings()
         self._spans = Spans(BentoMLContainer.tracer_provider.get().get_tracer("neuroweaver"))
         self._lock = threading.Lock()  # a service that stops starts no engine
@@ -93,16 +95,18 @@ class NeuroWeaver:
             fleet = create_fleet(engines, catalog, chosen)
             fleet.restore()
             self._executions = create_log(chosen)
+            training = Training(open_store(chosen), chosen)
         except Exception as error:
             if not self._stopping:
                 self._fail(f"the models can't be loaded: {error}")
             return
         pruning = (open_store(chosen), chosen, self._stopped)
         threading.Thread(target=retention.keep_pruning, args=pruning, name="retention", daemon=True).start()
-        app = create_app(engines, catalog, chosen, base.title, fleet, access, self._executions)
+        app = create_app(engines, catalog, chosen, base.title, fleet, access, self._executions, training)
         self._events = app.state.events
         asyncio.run_coroutine_threadsafe(self._events.start(), self._loop).result(60)  # BentoML runs no lifespan of it
         front.app = app
+        self._look_after(training)
         _log.info("callers need %s", "no token: this is loopback" if access.verifier is None else "tokens")
         _log.info("serving %s on %s", ", ".join(model.id for model in catalog.all()) or "no models yet", base.title)
 
@@ -116,6 +120,12 @@ class NeuroWeaver:
             )  # fmt: skip
             self._engine = RemoteEngine(Supervisor(setup), observe=self._observe, gave_up=self._fail)
             return self._engine
+
+    def _look_after(self, training: Training) -> None:
+        with self._lock:
+            if not self._stopping:
+                self._training = training
+                training.start()
 
     def _observe(self, request: EngineRequest, answer: EngineAnswer) -> None:
         self._timings.observe(answer)
@@ -155,6 +165,8 @@ class NeuroWeaver:
     def _stop(self) -> None:
         with self._lock:
             self._stopping = True
+            if self._training is not None:
+                self._training.close()
         self._stopped.set()
         if self._engine is not None:
             self._engine.close()

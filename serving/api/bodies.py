@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from fastapi import Header, Request
@@ -23,19 +24,21 @@ WorkflowId = Annotated[
 
 
 class BodyLimit:
-    """ASGI middleware: 413 for a body over `max_bytes`, declared or not."""
+    """ASGI middleware: 413 for a body over `max_bytes`, or what is said for its path in `larger`, declared or not."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int = MAX_BYTES, larger: Mapping[str, int] | None = None) -> None:
         self.app = app
         self.max_bytes = max_bytes
+        self.larger = larger or {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        most = self.larger.get(scope["path"], self.max_bytes)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.max_bytes:
-            response = error_response(413, [f"at most {self.max_bytes} bytes are allowed"])
+        if declared.isdigit() and int(declared) > most:
+            response = error_response(413, [f"at most {most} bytes are allowed"])
             await response(scope, receive, send)
             return
         read = 0
@@ -44,8 +47,8 @@ class BodyLimit:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self.max_bytes:
-                raise HTTPException(413, f"at most {self.max_bytes} bytes are allowed")
+            if read > most:
+                raise HTTPException(413, f"at most {most} bytes are allowed")
             return message
 
         await self.app(scope, limited, send)

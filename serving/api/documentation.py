@@ -22,6 +22,10 @@ _MORE: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("delete", "/api/v1/deployments/{deployment_id}"): (409, 507),
     ("post", "/api/v1/prompts"): (404, 504),
     ("post", "/api/v1/routing/select"): (404,),
+    ("post", "/api/v1/training/upload"): (408, 409, 507),
+    ("post", "/api/v1/training/validate-dataset"): (408, 507),
+    ("post", "/api/v1/training/automotive/start"): (404, 409, 507),
+    ("post", "/api/v1/training/jobs/{job_id}/cancel"): (409, 507),
     ("post", "/v1/chat/completions"): (404, 504),
 }
 _HEADERS: Mapping[int, Mapping[str, str]] = {
@@ -39,6 +43,9 @@ _LINKS: Mapping[tuple[str, str], tuple[tuple[str, str, str], ...]] = {
         for name in ("get_deployment", "change_deployment", "undeploy")
     ),
     ("post", "/api/v1/prompts"): (("logs-list_executions", "workflowId", "/data/requestId"),),
+    ("post", "/api/v1/training/automotive/start"): tuple(
+        (f"training-{name}", "job_id", "/data/jobId") for name in ("get_training_job", "cancel_training_job")
+    ),
 }
 _ETAG = {"ETag": "the deployment's revision, for `If-Match`"}
 
@@ -98,8 +105,12 @@ def _complete_operation(
     operation: dict[str, Any], route: tuple[str, str], needed: list[str], responses: dict[str, Any]
 ) -> None:
     """Its errors by reference, and its permissions in words."""
-    operation["responses"].pop("422", None)
-    for status in sorted(_statuses(operation, route)):
+    declared = operation["responses"].get("422")
+    if declared is not None and "HTTPValidationError" in str(declared):  # FastAPI's own; ours is sent in its place
+        del operation["responses"]["422"]
+    elif declared is not None:  # a route's own, beside ours
+        declared["content"]["application/json"]["example"] = error_body(422, [ERRORS[422]]).model_dump(by_alias=True)
+    for status in sorted(_statuses(operation, route) - {int(each) for each in operation["responses"]}):
         openai = route[1].startswith("/v1/")
         name = ("OpenAI" if openai else "") + error_body(status, []).code.title().replace("_", "")
         responses.setdefault(name, _error(status, openai=openai))

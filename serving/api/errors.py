@@ -24,10 +24,11 @@ _CODES = {
     403: ("forbidden", "this is not allowed to you"),
     404: ("not_found", "not found"),
     405: ("method_not_allowed", "this method is not allowed here"),
+    408: ("too_slow", "the body did not come in time"),
     409: ("conflict", "the request does not fit the state that this is in"),
     412: ("stale", "this has changed since it was read"),
     413: ("too_large", "the body is too large"),
-    415: ("wrong_media_type", "the body must be application/json"),
+    415: ("wrong_media_type", "the body is of a type that is not taken here"),
     422: ("invalid_content", "the request is not valid"),
     429: ("limit_reached", "too many requests"),
     499: ("caller_gone", "the caller went away"),
@@ -59,13 +60,13 @@ class OpenAIError(BaseModel):
     error: OpenAIErrorDetail
 
 
+def error_response(status: int, errors: Sequence[str], headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(error_body(status, errors).model_dump(by_alias=True), status, headers=dict(headers or {}))
+
+
 def error_body(status: int, errors: Sequence[str]) -> ErrorBody:
     code, message = _CODES.get(status) or (f"http_{status}", HTTPStatus(status).phrase.lower())
     return ErrorBody(message=message, errors=list(errors), code=code)
-
-
-def error_response(status: int, errors: Sequence[str], headers: Mapping[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(error_body(status, errors).model_dump(by_alias=True), status, headers=dict(headers or {}))
 
 
 def install(app: FastAPI) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,8 @@ from neuroweaver.contracts import (
     TrainingData,
 )
 from neuroweaver.deployments import DeploymentState
+from neuroweaver.jobs import JobState
+from neuroweaver.report import Leakage, RowCounts, TokenCounts, ValidationReport
 from neuroweaver.routing.breaker import Phase
 from neuroweaver.tasks import LEAD_QUALIFICATION
 from serving.api.deployment_shapes import (
@@ -64,12 +67,22 @@ from serving.api.routing_shapes import (
     RoutingDecision,
     SelectedModel,
 )
+from serving.api.training_shapes import (
+    JobMove,
+    TrainingJob,
+    TrainingJobDetail,
+    TrainingJobList,
+    TrainingMetrics,
+    TrainingStarted,
+    TrainingStartRequest,
+)
 
 ERRORS: Mapping[int, str] = {
     400: "body: no valid JSON at character 1",
     401: "the token has expired",
     403: "deployModels is needed; your role is agent",
     404: "no deployment 'dep_0123456789ab'",
+    408: "nothing was sent for 60 seconds",
     409: "dep_0123456789ab is draining: only a deployment that serves can be changed",
     412: "dep_0123456789ab is at revision 3, not 2: read it again",
     413: "at most 262144 bytes are allowed",
@@ -83,6 +96,7 @@ ERRORS: Mapping[int, str] = {
 }
 
 _MODEL, _DEPLOYMENT, _REQUEST = "automotive-sales@3", "dep_0123456789ab", "req_0f8fad5bd9cb469fa16570867728950e"
+_DATASET, _JOB = "ds_0123456789abcdef", "job_0123456789ab"
 _AT = "2026-01-15T09:30:00.000000Z"
 
 
@@ -119,6 +133,15 @@ def examples() -> Mapping[tuple[str, str], Example]:
         ("post", "/api/v1/prompts"): _example(
             _prompt(), response, stream=f"event: response\ndata: {_text(APIResponse(data=response))}\n\n"
         ),
+        ("post", "/api/v1/training/upload"): Example(_form(), _json(APIResponse(data=_report()))),
+        ("post", "/api/v1/training/validate-dataset"): Example(_form(), _json(APIResponse(data=_report()))),
+        ("post", "/api/v1/training/automotive/start"): _example(
+            TrainingStartRequest(model_type="automotive-sales", dataset_ids=(_DATASET,)),
+            TrainingStarted(job_id=_JOB, model_id="automotive-sales", estimated_completion=_AT),
+        ),
+        ("get", "/api/v1/training/jobs"): _example(None, TrainingJobList(jobs=[TrainingJob(**_job())]), total=1),
+        ("get", "/api/v1/training/jobs/{job_id}"): _example(None, _job_detail()),
+        ("post", "/api/v1/training/jobs/{job_id}/cancel"): _example(None, _job_detail()),
         ("get", "/api/v1/logs/execution"): _example(None, _logs(), total=1),
         ("get", "/v1/models"): _plain(None, ModelCards(data=[_card()])),
         ("get", "/v1/models/{model_id}"): _plain(None, _card()),
@@ -287,3 +310,35 @@ def _completion() -> ChatCompletion:
     return ChatCompletion(
         id="chatcmpl-0f8fad5bd9cb469fa16570867728950e", created=1768469400, model=_MODEL, choices=[choice], usage=usage
     )
+
+
+def _form() -> dict[str, str]:
+    said = {"dealership": "north", "department": "sales", "dateRange": ["2026-01-01", "2026-01-31"]}
+    return {
+        "modelType": "automotive-sales", "dataFormat": "csv", "task": "lead-qualification",
+        "metadata": json.dumps(said), "file": "customer_message,vehicle_type,condition,budget_kind,...",
+    }  # fmt: skip
+
+
+def _report() -> ValidationReport:
+    return ValidationReport(
+        dataset_id=_DATASET, sha256="0123456789abcdef" * 4, model_type="automotive-sales", data_format="csv",
+        encoding="utf-8", delimiter=",", rows=RowCounts(total=400, valid=400, quarantined=0, duplicates=0), valid=True,
+        pii={"EMAIL": 3}, leakage=Leakage(train_eval_duplicates=0, near_duplicates=2),
+        tokens=TokenCounts(p50=161, p95=190, max=212, over_length=0), labels={"condition": {"new": 240, "used": 160}},
+    )  # fmt: skip
+
+
+def _job() -> dict[str, Any]:
+    return {
+        "job_id": _JOB, "model_id": "automotive-sales", "model_type": "automotive-sales", "status": JobState.RUNNING,
+        "reason": "started by worker-1", "dataset_ids": [_DATASET], "base_model": "SmolLM2-135M-Instruct",
+        "progress": TrainingMetrics(step=40, total_steps=86, epoch=0.93, total_epochs=2, loss=0.41),
+        "estimated_completion": _AT, "cancel_requested": False, "attempts": 1, "created_at": _AT, "updated_at": _AT, "started_at": _AT,
+    }  # fmt: skip
+
+
+def _job_detail() -> TrainingJobDetail:
+    filed = JobMove(after=JobState.QUEUED, reason="accepted", at=_AT)
+    started = JobMove(before=JobState.QUEUED, after=JobState.RUNNING, reason="started by worker-1", at=_AT)
+    return TrainingJobDetail(**_job(), config={"training": {"epochs": 2}}, moves=[filed, started])

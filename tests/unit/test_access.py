@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, MutableMapping
+from collections.abc import AsyncIterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from neuroweaver.audit_trail import AUDIT, AuditTrail
 from neuroweaver.deployments import Deployments
 from neuroweaver.errors import ConfigError, NotFoundError, StorageError
 from neuroweaver.issuer import LocalIssuer
+from neuroweaver.jobs import Jobs
 from neuroweaver.permissions import ROLES, Role
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
@@ -33,6 +34,7 @@ from serving.deployable import Fetch
 from serving.engine.protocol import EngineAnswer, EngineRequest, EngineStats
 from serving.fleet import Fleet
 from serving.registry import Champion
+from serving.training import Training
 
 ADA, PHONE = "ada@canary.example", "555-867-5309"
 TASK_OF: dict[str, Task] = {
@@ -47,8 +49,12 @@ WRITTEN: dict[str, dict[str, Any]] = {
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "hello"}]}
 EVERY, PII, DEPLOYERS = set(ROLES), {"admin", "manager", "agent"}, {"admin", "manager"}
 WATCHERS = {"admin", "manager", "editor"}
-ACCEPTED = {"/api/v1/models/{model_id}/deploy", "DELETE"}  # 202: what these begin ends later
+ACCEPTED = {"/api/v1/models/{model_id}/deploy", "DELETE", "/api/v1/training/automotive/start"}  # 202: it ends later
 DONE = {"WEBSOCKET": 101}
+UPLOAD = {"modelType": "automotive-sales", "dataFormat": "csv", "metadata": json.dumps(
+    {"dealership": "north", "department": "sales", "dateRange": ["2025-01-01", "2025-01-31"]}
+)}  # fmt: skip
+START = {"modelType": "automotive-sales", "datasetIds": ["ds_0123456789abcdef"]}
 DEPLOY = {"environment": "staging", "routingWeight": 1, "maxConcurrency": 2}
 
 # Route -> the roles that it answers, without and with `customerPII`. A new route needs a line here.
@@ -65,6 +71,12 @@ TABLE: dict[tuple[str, str], tuple[set[str], set[str]]] = {
     ("GET", "/api/v1/prompts/templates"): (EVERY, EVERY),
     ("POST", "/api/v1/prompts"): (EVERY, EVERY),
     ("GET", "/api/v1/logs/execution"): (WATCHERS, WATCHERS),
+    ("POST", "/api/v1/training/upload"): (DEPLOYERS, DEPLOYERS),
+    ("POST", "/api/v1/training/validate-dataset"): (DEPLOYERS, DEPLOYERS),
+    ("POST", "/api/v1/training/automotive/start"): (DEPLOYERS, DEPLOYERS),
+    ("GET", "/api/v1/training/jobs"): (EVERY, EVERY),
+    ("GET", "/api/v1/training/jobs/{job_id}"): (EVERY, EVERY),
+    ("POST", "/api/v1/training/jobs/{job_id}/cancel"): (DEPLOYERS, DEPLOYERS),
     ("GET", "/v1/models"): (EVERY, EVERY),
     ("GET", "/v1/models/{model_id}"): (EVERY, EVERY),
     ("POST", "/v1/chat/completions"): (set(), PII),
@@ -115,11 +127,18 @@ def models() -> list[ServedModel]:
     return [ServedModel(f"{name}@1", name, 1, (departments[name].name,)) for name in MODEL_TYPES]
 
 
+class CannedPipelines:
+    async def ask(self, question: str, values: Mapping[str, Any], **_: Any) -> dict[str, Any]:
+        report = {"datasetId": "ds_0123456789abcdef", "valid": True, "errors": []}
+        return report if question == "validate" else {"jobId": values["jobId"], "estimatedCompletion": None}
+
+
 def served(settings: Settings, access: Access) -> FastAPI:
     engine, catalog = CannedEngine(), Catalog(models())
     fleet = Fleet(engine, catalog, Deployments(open_store(settings)), registered(settings.home / "registry"))  # type: ignore[arg-type]
     fleet.restore()
-    return create_app(engine, catalog, settings, fleet=fleet, access=access)  # type: ignore[arg-type]
+    training = Training(open_store(settings), settings, CannedPipelines())
+    return create_app(engine, catalog, settings, fleet=fleet, access=access, training=training)  # type: ignore[arg-type]
 
 
 def registered(folder: Path) -> Fetch:
@@ -183,14 +202,18 @@ def selection(department: str) -> dict[str, Any]:
     return {"autoSelection": {"taskType": TASK_OF[department].name}}
 
 
-def request_of(route: tuple[str, str], deployment_id: str) -> dict[str, Any]:
+def request_of(route: tuple[str, str], deployment_id: str, job_id: str = "job_1") -> dict[str, Any]:
+    path = route[1].replace("{model_id}", "automotive-sales@1").replace("{deployment_id}", deployment_id)
+    path = path.replace("{job_id}", job_id)
+    if path.endswith(("/upload", "/validate-dataset")):
+        return {"method": route[0], "path": path, "data": UPLOAD, "files": {"file": ("a.csv", b"a")}}
     body = {
         "/api/v1/prompts": prompt("sales"), "/v1/chat/completions": CHAT,
         "/api/v1/models/{model_id}/deploy": DEPLOY, "/api/v1/routing/select": selection("sales"),
+        "/api/v1/training/automotive/start": START,
     }.get(route[1])  # fmt: skip
     if route[0] == "PATCH":
         body = {"routingWeight": 2}
-    path = route[1].replace("{model_id}", "automotive-sales@1").replace("{deployment_id}", deployment_id)
     return {"method": route[0], "path": path} | ({} if body is None else {"json": body})
 
 
@@ -262,14 +285,16 @@ def test_the_table_has_every_route(app: FastAPI) -> None:
 @pytest.mark.parametrize("pii", [False, True])
 @pytest.mark.parametrize("role", [*ROLES, None])
 def test_every_route_answers_the_roles_of_the_table(
-    deployed: dict[str, str], app: FastAPI, issuer: LocalIssuer, role: Role | None, pii: bool
+    deployed: dict[str, str], app: FastAPI, issuer: LocalIssuer, settings: Settings, role: Role | None, pii: bool
 ) -> None:
     token = issuer.issue(User("ada", role, frozenset(["sales"]), customer_pii=pii), 1)
     sales = deployed["automotive-sales"]
+    Jobs(open_store(settings)).create("automotive-sales", {}, job_id="job_1")
 
     answered = {route: asked(app, route, token, sales) for route in TABLE}
 
     done = {route: 202 if ACCEPTED.intersection(route) else DONE.get(route[0], 200) for route in TABLE}
+    done["POST", "/api/v1/training/upload"] = 201
     assert answered == {route: done[route] if role in roles[pii] else 403 for route, roles in TABLE.items()}
 
 

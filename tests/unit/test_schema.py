@@ -23,7 +23,7 @@ from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.migrations import __main__ as developing
 from neuroweaver.schema import FOLDER, REVISION_TABLE
 from neuroweaver.store import Store
-from neuroweaver.tables import AUDIT, DEPLOYMENTS, METADATA, NUMBERS
+from neuroweaver.tables import METADATA, NUMBERS
 from neuroweaver.users import LOCAL_USER
 
 EARLY = Path(__file__).parents[1] / "fixtures" / "store-before-migrations.sql"
@@ -89,16 +89,20 @@ def test_a_store_from_before_migrations_is_adopted_without_loss(tmp_path: Path) 
     file = tmp_path / "store.db"
     with sqlite3.connect(file) as connection:
         connection.executescript(EARLY.read_text(encoding="utf-8"))
-        before = {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in METADATA.tables}
+        names = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        kept = names & METADATA.tables.keys()
+        before = {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in kept}
     connection.close()
 
     opened = Store(f"sqlite:///{file}")
 
     with sqlite3.connect(file) as connection:
-        after = {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in METADATA.tables}
+        after = {name: connection.execute(f"SELECT * FROM {name}").fetchall() for name in kept}
     connection.close()
-    assert dict(before.pop("store_numbers")) | {"schema_version": 2} == dict(after.pop("store_numbers"))
+    counted = dict(before.pop("store_numbers")) | {"schema_version": 2, "last_execution": 0}
+    assert counted == dict(after.pop("store_numbers"))
     assert before == after
+    assert len(before) == 5
     assert all(before.values()), "there is something in every table"
     assert differences(opened) == []
     [succeeded, running] = Jobs(opened).find()
@@ -117,10 +121,11 @@ def test_tables_that_a_store_from_before_migrations_lacks_are_made(store_url: st
     early = Store(store_url)
     EventLog(early).append("system:u", "x", "m", {"n": 1})
     with early.write() as connection:
-        DEPLOYMENTS.drop(connection)
-        AUDIT.drop(connection)
+        for name in METADATA.tables.keys() - {"store_numbers", "jobs", "job_moves", "events"}:
+            METADATA.tables[name].drop(connection)
         connection.execute(text(f"DROP TABLE {REVISION_TABLE}"))
-        connection.execute(NUMBERS.delete().where(NUMBERS.c.name == tables.LAST_AUDIT_ENTRY))
+        first = ("schema_version", tables.LAST_EVENT, tables.PRUNED_EVENTS)
+        connection.execute(NUMBERS.delete().where(NUMBERS.c.name.not_in(first)))
         connection.execute(update(NUMBERS).where(NUMBERS.c.name == "schema_version").values(value=1))
 
     opened = Store(store_url)
@@ -128,7 +133,9 @@ def test_tables_that_a_store_from_before_migrations_lacks_are_made(store_url: st
     assert differences(opened) == []
     assert [event.data for event in EventLog(opened).read()] == [{"n": 1}]
     AuditTrail(opened).append(LOCAL_USER, "a", "b", "done")
-    assert numbers(opened) == {"schema_version": 2, "last_event": 1, "pruned_events": 0, "last_audit_entry": 1}
+    assert numbers(opened) == {
+        "schema_version": 2, "last_event": 1, "pruned_events": 0, "last_audit_entry": 1, "last_execution": 0,
+    }  # fmt: skip
 
 
 def test_a_store_of_a_newer_version_is_refused_and_left_as_it_is(opened: Store, store_url: str) -> None:
@@ -157,6 +164,7 @@ def test_a_migration_happens_when_a_store_is_opened_and_keeps_what_is_there(
     opened: Store, store_url: str, migration: Migrate
 ) -> None:
     job = Jobs(opened).create("automotive-sales", {"seed": 7})
+    before = revision(opened)
     migration(
         'with op.batch_alter_table("jobs") as jobs:\n'
         '        jobs.add_column(sa.Column("priority", sa.Integer(), nullable=False, server_default="3"))\n'
@@ -168,11 +176,12 @@ def test_a_migration_happens_when_a_store_is_opened_and_keeps_what_is_there(
     with later.read() as connection:
         assert connection.execute(text("SELECT id, priority FROM jobs")).all() == [(job.id, 3)]
     assert [move.after for move in Jobs(later).moves(job.id)] == ["queued"]
-    assert revision(later) == schema.newest() == "0002"
+    assert revision(later) == schema.newest() != before
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(opened: Store, store_url: str, migration: Migrate) -> None:
     job = Jobs(opened).create("automotive-sales", {})
+    before = revision(opened)
     add = 'op.create_table("more", sa.Column("id", sa.Integer(), primary_key=True)); op.drop_table("job_moves")'
     migration(f'{add}; op.execute("no SQL")')
 
@@ -181,10 +190,10 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(opened: Store, store_
 
     with opened.read() as connection:
         assert not inspect(connection).has_table("more")
-    assert revision(opened) == "0001"
+    assert revision(opened) == before
     assert len(Jobs(opened).moves(job.id)) == 1
     migration(add)
-    assert revision(Store(store_url)) == "0002"
+    assert revision(Store(store_url)) == schema.newest() != before
 
 
 def test_a_migration_that_would_leave_rows_without_what_they_name_is_undone(tmp_path: Path, migration: Migrate) -> None:
@@ -209,9 +218,11 @@ def test_a_developers_command_writes_the_next_migration(
     changed.tables["jobs"].append_column(Column("priority", Integer))
     monkeypatch.setattr(tables, "METADATA", changed)
 
+    number = int(schema.newest()) + 1
+
     developing.write("Add answers")
 
-    file = schema.FOLDER / "versions" / "0002_add_answers.py"
+    file = schema.FOLDER / "versions" / f"{number:04}_add_answers.py"
     assert '"""Add answers."""' in file.read_text(encoding="utf-8")
     later = Store(store_url)
     with later.read() as connection:
