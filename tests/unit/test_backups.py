@@ -92,9 +92,8 @@ def test_a_backup_becomes_the_same_store_in_either_kind_of_database(
     found = restore(tmp_path / "store.nwb", Database(url))
 
     assert found == written
-    assert found.rows == {
-        "audit_entries": 3, "deployments": 1, "events": 4, "job_moves": 6, "jobs": 3, "store_numbers": 4,
-    }  # fmt: skip
+    assert found.rows == {name: len(there) for name, there in rows(filled).items() if there}
+    assert [found.rows[name] for name in ("audit_entries", "deployments", "jobs", "job_moves")] == [3, 1, 3, 6]
     restored = Store(url)
     assert rows(restored) == rows(filled)
     assert AuditTrail(restored).verify() == found.trail
@@ -103,7 +102,7 @@ def test_a_backup_becomes_the_same_store_in_either_kind_of_database(
     # and it goes on where it was
     job = Jobs(restored).create("automotive-sales", {})
     assert len(Jobs(restored).moves(job.id)) == 1
-    assert EventLog(restored).append("system:u", "x", "m", {}).id == 5
+    assert EventLog(restored).append("system:u", "x", "m", {}).id == EventLog(filled).last_id() + 1
     assert AuditTrail(restored).append(LOCAL_USER, "a", "b", "done").id == 4
 
 

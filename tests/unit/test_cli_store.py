@@ -12,10 +12,11 @@ from sqlalchemy import text, update
 
 from neuroweaver import schema
 from neuroweaver.audit_trail import AuditTrail
+from neuroweaver.database import Database
 from neuroweaver.events import EventLog
 from neuroweaver.jobs import Jobs
 from neuroweaver.store import Store
-from neuroweaver.tables import AUDIT, EVENTS
+from neuroweaver.tables import AUDIT, EVENTS, METADATA
 from neuroweaver.users import LOCAL_USER
 from pipelines import cli
 
@@ -47,8 +48,9 @@ def test_a_store_is_made_shown_backed_up_and_restored(call: Call, store_url: str
     AuditTrail(Store(store_url)).append(LOCAL_USER, "train", "job_1", "202")
     shown = json.loads(call(store_url, "show", "--json")[1])
     assert (shown["revision"], shown["newest"]) == (schema.newest(), schema.newest())
-    assert shown["rows"] == {
-        "audit_entries": 1, "deployments": 0, "events": 0, "job_moves": 1, "jobs": 1, "store_numbers": 4,
+    assert set(shown["rows"]) == set(METADATA.tables)
+    assert {name: shown["rows"][name] for name in ("audit_entries", "events", "jobs")} == {
+        "audit_entries": 1, "events": 0, "jobs": 1,
     }  # fmt: skip
     assert "  jobs: 1\n" in call(store_url, "show")[1]
 
@@ -78,10 +80,9 @@ def test_a_store_that_is_behind_says_so(
     assert "; 9001 is the newest: `neuroweaver store migrate`" in call(store_url, "show")[1]
 
 
-def test_a_store_from_before_migrations_is_not_backed_up_before_it_is_migrated(
-    call: Call, opened: Store, store_url: str
-) -> None:
-    with opened.write() as connection:
+def test_a_store_from_before_migrations_is_not_backed_up_before_it_is_migrated(call: Call, store_url: str) -> None:
+    with Database(store_url).alter() as connection:
+        schema.upgrade(connection, "0001")
         connection.execute(text(f"DROP TABLE {schema.REVISION_TABLE}"))
 
     code, _, err = call(store_url, "backup", "a.nwb")

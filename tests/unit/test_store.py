@@ -111,7 +111,7 @@ def test_many_processes_may_open_a_new_store_at_once(store_url: str) -> None:
     assert ended == [(("", ""), 0)] * 4
     with Store(store_url).read() as connection:
         assert schema.revision_of(connection) == schema.newest()
-        assert connection.scalar(select(func.count()).select_from(NUMBERS)) == 4
+        assert connection.scalar(select(NUMBERS.c.value).where(NUMBERS.c.name == LAST_EVENT)) == 0
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ with Store(sys.argv[1]).write() as connection:
     set_number(opened, LAST_EVENT, 5)  # the dead process holds no lock
 
     with opened.read() as connection:
-        assert connection.scalar(select(func.count()).select_from(NUMBERS)) == 4
+        assert connection.scalar(select(func.count()).where(NUMBERS.c.name.like("n%"))) == 0
 
 
 def test_a_forked_process_and_its_parent_may_both_go_on(opened: Store) -> None:
