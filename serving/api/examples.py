@@ -334,7 +334,8 @@ def _job() -> dict[str, Any]:
         "job_id": _JOB, "model_id": "automotive-sales", "model_type": "automotive-sales", "status": JobState.RUNNING,
         "reason": "started by worker-1", "dataset_ids": [_DATASET], "base_model": "SmolLM2-135M-Instruct",
         "progress": TrainingMetrics(step=40, total_steps=86, epoch=0.93, total_epochs=2, loss=0.41),
-        "estimated_completion": _AT, "cancel_requested": False, "attempts": 1, "created_at": _AT, "updated_at": _AT, "started_at": _AT,
+        "estimated_completion": _AT, "cancel_requested": False, "attempts": 1, "created_at": _AT, "updated_at": _AT,
+        "started_at": _AT,
     }  # fmt: skip
 
 
