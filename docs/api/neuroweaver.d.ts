@@ -210,6 +210,140 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/training/upload": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Upload
+         * @description Validate a file of training examples, and keep it as a dataset: the answer is its report.
+         *
+         *     A file that is not valid is answered 422, with the report in `data`, and nothing is kept.
+         *
+         *     Needs `deployModels`.
+         */
+        post: operations["training-upload"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/training/validate-dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Validate Dataset
+         * @description The same report on the same form, and nothing is kept.
+         *
+         *     Needs `deployModels`.
+         */
+        post: operations["training-validate_dataset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/training/automotive/start": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Start Training
+         * @description Fine-tune on stored datasets. The job is on disk before the answer leaves, and outlives the service.
+         *
+         *     Needs `deployModels`.
+         */
+        post: operations["training-start_training"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/training/jobs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Training Jobs
+         * @description The training jobs of model types that are there for the caller, the newest first.
+         *
+         *     Needs `executeWorkflows` or `viewPerformanceMetrics`.
+         */
+        get: operations["training-list_training_jobs"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/training/jobs/{job_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Training Job
+         * @description A job, its configuration, and every state it was in.
+         *
+         *     Needs `executeWorkflows` or `viewPerformanceMetrics`.
+         */
+        get: operations["training-get_training_job"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/training/jobs/{job_id}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel Training Job
+         * @description End a job: at once where it is queued, else when its process has seen it. 409 where it has ended.
+         *
+         *     Needs `deployModels`.
+         */
+        post: operations["training-cancel_training_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/prompts/templates": {
         parameters: {
             query?: never;
@@ -492,6 +626,50 @@ export interface components {
             errors?: string[];
             pagination?: components["schemas"]["PaginationMeta"];
         };
+        APIResponse_TrainingJobDetail_: {
+            /**
+             * @default true
+             * @constant
+             */
+            success: true;
+            data: components["schemas"]["TrainingJobDetail"];
+            message?: string;
+            errors?: string[];
+            pagination?: components["schemas"]["PaginationMeta"];
+        };
+        APIResponse_TrainingJobList_: {
+            /**
+             * @default true
+             * @constant
+             */
+            success: true;
+            data: components["schemas"]["TrainingJobList"];
+            message?: string;
+            errors?: string[];
+            pagination?: components["schemas"]["PaginationMeta"];
+        };
+        APIResponse_TrainingStarted_: {
+            /**
+             * @default true
+             * @constant
+             */
+            success: true;
+            data: components["schemas"]["TrainingStarted"];
+            message?: string;
+            errors?: string[];
+            pagination?: components["schemas"]["PaginationMeta"];
+        };
+        APIResponse_ValidationReport_: {
+            /**
+             * @default true
+             * @constant
+             */
+            success: true;
+            data: components["schemas"]["ValidationReport"];
+            message?: string;
+            errors?: string[];
+            pagination?: components["schemas"]["PaginationMeta"];
+        };
         AnswerMessage: {
             /**
              * @default assistant
@@ -671,6 +849,17 @@ export interface components {
             deploymentId: string;
             status: components["schemas"]["DeploymentState"];
         };
+        /** @description The envelope of every answer that did not: `message` is stable, `errors` say what is wrong. */
+        ErrorBody: {
+            /**
+             * @default false
+             * @constant
+             */
+            success: false;
+            message: string;
+            errors: string[];
+            code: string;
+        };
         /** @description Over everything that was selected, whatever the page; `avg_response_time` is of those that were answered. */
         ExecutionAggregates: {
             totalExecutions: number;
@@ -686,6 +875,26 @@ export interface components {
         };
         /** @enum {string} */
         ExecutionStatus: "success" | "error" | "timeout";
+        /** @description One faulty cell, row or file. `line` counts from 1, `record` from 0; `value` is redacted. */
+        Finding: {
+            line: number | null;
+            record: number | null;
+            column: string | null;
+            /** @enum {string} */
+            rule: "missing_column" | "missing_value" | "type" | "enum" | "range" | "length" | "pattern" | "date_range" | "duplicate" | "conflict" | "encoding" | "malformed" | "vin_checksum" | "empty" | "pii" | "over_length" | "unknown_column";
+            value: string | null;
+            message: string;
+            hint: string | null;
+        };
+        /** @description One move of a job; the first has no state before. */
+        JobMove: {
+            before?: components["schemas"]["JobState"];
+            after: components["schemas"]["JobState"];
+            reason: string;
+            at: string;
+        };
+        /** @enum {string} */
+        JobState: "queued" | "running" | "evaluating" | "succeeded" | "rejected" | "failed" | "cancelled";
         JsonSchema: {
             name: string;
             schema: {
@@ -693,6 +902,11 @@ export interface components {
             };
             description?: string | null;
             strict?: boolean | null;
+        };
+        /** @description None until the dataset is split. */
+        Leakage: {
+            trainEvalDuplicates?: number;
+            nearDuplicates?: number;
         };
         /**
          * @description A request that a model was to answer. `response_time` is in milliseconds, `cost` in USD.
@@ -867,6 +1081,18 @@ export interface components {
         PromptTokensDetails: {
             cached_tokens: number;
         };
+        /** @description The answer to an upload that is not valid: its report is in `data`. */
+        RefusedUpload: {
+            /**
+             * @default false
+             * @constant
+             */
+            success: false;
+            message: string;
+            errors: string[];
+            code: string;
+            data: components["schemas"]["ValidationReport"];
+        };
         ResponseFormat: {
             /** @enum {string} */
             type: "text" | "json_object" | "json_schema";
@@ -884,6 +1110,13 @@ export interface components {
             candidates: components["schemas"]["ConsideredModel"][];
             override?: components["schemas"]["ManualOverride"];
         };
+        /** @description All None where the file could not be read. */
+        RowCounts: {
+            total?: number;
+            valid?: number;
+            quarantined?: number;
+            duplicates?: number;
+        };
         /** @description `deployment_id` is left out for a champion that nobody has deployed. */
         SelectedModel: {
             modelId: string;
@@ -897,6 +1130,13 @@ export interface components {
             /** @constant */
             type: "text";
             text: string;
+        };
+        /** @description None until the rows meet a tokenizer. */
+        TokenCounts: {
+            p50?: number;
+            p95?: number;
+            max?: number;
+            overLength?: number;
         };
         TokenLogprob: {
             token: string;
@@ -915,6 +1155,91 @@ export interface components {
             lastTrainingDate: string;
             trainingDuration: number;
         };
+        /** @description A training job. Times are RFC 3339 in UTC; `trainedModelId` is what can be deployed. */
+        TrainingJob: {
+            jobId: string;
+            modelId: string;
+            /** @enum {string} */
+            modelType: "automotive-sales" | "service-advisor" | "parts-specialist" | "finance-assistant";
+            status: components["schemas"]["JobState"];
+            reason: string;
+            errorMessage?: string;
+            datasetIds: string[];
+            baseModel?: string;
+            progress?: components["schemas"]["TrainingMetrics"];
+            estimatedCompletion?: string;
+            trainedModelId?: string;
+            runId?: string;
+            attempts: number;
+            cancelRequested: boolean;
+            createdAt: string;
+            updatedAt: string;
+            startedAt?: string;
+            endedAt?: string;
+        };
+        /** @description The same with its configuration and every state it was in, the oldest first. */
+        TrainingJobDetail: {
+            jobId: string;
+            modelId: string;
+            /** @enum {string} */
+            modelType: "automotive-sales" | "service-advisor" | "parts-specialist" | "finance-assistant";
+            status: components["schemas"]["JobState"];
+            reason: string;
+            errorMessage?: string;
+            datasetIds: string[];
+            baseModel?: string;
+            progress?: components["schemas"]["TrainingMetrics"];
+            estimatedCompletion?: string;
+            trainedModelId?: string;
+            runId?: string;
+            attempts: number;
+            cancelRequested: boolean;
+            createdAt: string;
+            updatedAt: string;
+            startedAt?: string;
+            endedAt?: string;
+            config: {
+                [key: string]: unknown;
+            };
+            moves: components["schemas"]["JobMove"][];
+        };
+        TrainingJobList: {
+            jobs: components["schemas"]["TrainingJob"][];
+        };
+        /** @description How far a fine-tune is; `epoch` counts in parts, `accuracy` is 0..1. */
+        TrainingMetrics: {
+            step: number;
+            totalSteps: number;
+            epoch: number;
+            totalEpochs: number;
+            loss?: number;
+            accuracy?: number;
+        };
+        /** @description The body of `POST /training/automotive/start`. `config` overrides the model type's configuration. */
+        TrainingStartRequest: {
+            /** @enum {string} */
+            modelType: "automotive-sales" | "service-advisor" | "parts-specialist" | "finance-assistant";
+            datasetIds: string[];
+            /**
+             * @description by section or dotted key, in the names of `configs/finetune/`: `training.max_minutes`
+             * @default {}
+             */
+            config?: {
+                [key: string]: unknown;
+            };
+            baseModel?: string | null;
+        };
+        /** @description A job was accepted. Its events come under `modelId`; `estimatedCompletion` is left out where nothing tells. */
+        TrainingStarted: {
+            jobId: string;
+            modelId: string;
+            /**
+             * @default started
+             * @constant
+             */
+            status: "started";
+            estimatedCompletion?: string;
+        };
         /** @description Tokens, and what they cost in US dollars by the configured prices (`cost`, which OpenAI does not have). */
         Usage: {
             prompt_tokens: number;
@@ -924,16 +1249,41 @@ export interface components {
             completion_tokens_details: components["schemas"]["CompletionTokensDetails"];
             cost: number;
         };
-        /** @description The envelope of every answer that did not: `message` is stable, `errors` say what is wrong. */
-        ErrorBody: {
-            /**
-             * @default false
-             * @constant
-             */
-            success: false;
-            message: string;
-            errors: string[];
-            code: string;
+        ValidationReport: {
+            datasetId: string;
+            sha256: string;
+            modelType: string;
+            dataFormat: string;
+            encoding: string | null;
+            delimiter: string | null;
+            /** @default {} */
+            rows: components["schemas"]["RowCounts"];
+            /** @default false */
+            valid: boolean;
+            /** @default [] */
+            errors: components["schemas"]["Finding"][];
+            /** @default false */
+            errorsTruncated: boolean;
+            /** @default [] */
+            warnings: components["schemas"]["Finding"][];
+            /** @default {} */
+            byRule: {
+                [key: string]: number;
+            };
+            /** @default {} */
+            pii: {
+                [key: string]: number;
+            };
+            /** @default {} */
+            leakage: components["schemas"]["Leakage"];
+            /** @default {} */
+            tokens: components["schemas"]["TokenCounts"];
+            /** @default {} */
+            labels: {
+                [key: string]: {
+                    [key: string]: number;
+                };
+            };
         };
         OpenAIErrorDetail: {
             message: string;
@@ -1145,7 +1495,7 @@ export interface components {
                 "application/json": components["schemas"]["ErrorBody"];
             };
         };
-        /** @description the body must be application/json */
+        /** @description the body is of a type that is not taken here */
         WrongMediaType: {
             headers: {
                 [name: string]: unknown;
@@ -1154,7 +1504,7 @@ export interface components {
                 /**
                  * @example {
                  *       "success": false,
-                 *       "message": "the body must be application/json",
+                 *       "message": "the body is of a type that is not taken here",
                  *       "errors": [
                  *         "the body must be application/json, got text/plain"
                  *       ],
@@ -1197,6 +1547,25 @@ export interface components {
                  *         "dep_0123456789ab is at revision 3, not 2: read it again"
                  *       ],
                  *       "code": "stale"
+                 *     }
+                 */
+                "application/json": components["schemas"]["ErrorBody"];
+            };
+        };
+        /** @description the body did not come in time */
+        TooSlow: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "success": false,
+                 *       "message": "the body did not come in time",
+                 *       "errors": [
+                 *         "nothing was sent for 60 seconds"
+                 *       ],
+                 *       "code": "too_slow"
                  *     }
                  */
                 "application/json": components["schemas"]["ErrorBody"];
@@ -1318,7 +1687,7 @@ export interface components {
                 "application/json": components["schemas"]["OpenAIError"];
             };
         };
-        /** @description the body must be application/json */
+        /** @description the body is of a type that is not taken here */
         OpenAIWrongMediaType: {
             headers: {
                 [name: string]: unknown;
@@ -2035,6 +2404,529 @@ export interface operations {
             429: components["responses"]["LimitReached"];
             500: components["responses"]["Internal"];
             503: components["responses"]["Unavailable"];
+        };
+    };
+    "training-upload": {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description any text: the same request under the same key, within a day, gets the same answer */
+                "idempotency-key"?: string | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "modelType": "automotive-sales",
+                 *       "dataFormat": "csv",
+                 *       "task": "lead-qualification",
+                 *       "metadata": "{\"dealership\": \"north\", \"department\": \"sales\", \"dateRange\": [\"2026-01-01\", \"2026-01-31\"]}",
+                 *       "file": "customer_message,vehicle_type,condition,budget_kind,..."
+                 *     }
+                 */
+                "multipart/form-data": {
+                    /** @enum {string} */
+                    modelType: "automotive-sales" | "service-advisor" | "parts-specialist" | "finance-assistant";
+                    /** @enum {string} */
+                    dataFormat: "csv" | "json" | "automotive-crm";
+                    /** Format: binary */
+                    file: string;
+                    /** @description JSON: {dealership, department, dateRange: [first day, last day]} */
+                    metadata: string;
+                    /** @description of rows that name none */
+                    task?: string;
+                    /** @description the CRM of an export, such as vinsolutions */
+                    mapping?: string;
+                };
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            201: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": true,
+                     *       "data": {
+                     *         "datasetId": "ds_0123456789abcdef",
+                     *         "sha256": "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+                     *         "modelType": "automotive-sales",
+                     *         "dataFormat": "csv",
+                     *         "encoding": "utf-8",
+                     *         "delimiter": ",",
+                     *         "rows": {
+                     *           "total": 400,
+                     *           "valid": 400,
+                     *           "quarantined": 0,
+                     *           "duplicates": 0
+                     *         },
+                     *         "valid": true,
+                     *         "errors": [],
+                     *         "errorsTruncated": false,
+                     *         "warnings": [],
+                     *         "byRule": {},
+                     *         "pii": {
+                     *           "EMAIL": 3
+                     *         },
+                     *         "leakage": {
+                     *           "trainEvalDuplicates": 0,
+                     *           "nearDuplicates": 2
+                     *         },
+                     *         "tokens": {
+                     *           "p50": 161,
+                     *           "p95": 190,
+                     *           "max": 212,
+                     *           "overLength": 0
+                     *         },
+                     *         "labels": {
+                     *           "condition": {
+                     *             "new": 240,
+                     *             "used": 160
+                     *           }
+                     *         }
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["APIResponse_ValidationReport_"];
+                };
+            };
+            400: components["responses"]["Malformed"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            408: components["responses"]["TooSlow"];
+            409: components["responses"]["Conflict"];
+            413: components["responses"]["TooLarge"];
+            415: components["responses"]["WrongMediaType"];
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": false,
+                     *       "message": "the request is not valid",
+                     *       "errors": [
+                     *         "body.routingWeight: Input should be greater than or equal to 0"
+                     *       ],
+                     *       "code": "invalid_content"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["RefusedUpload"] | components["schemas"]["ErrorBody"];
+                };
+            };
+            429: components["responses"]["LimitReached"];
+            500: components["responses"]["Internal"];
+            503: components["responses"]["Unavailable"];
+            507: components["responses"]["DiskFull"];
+        };
+    };
+    "training-validate_dataset": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "modelType": "automotive-sales",
+                 *       "dataFormat": "csv",
+                 *       "task": "lead-qualification",
+                 *       "metadata": "{\"dealership\": \"north\", \"department\": \"sales\", \"dateRange\": [\"2026-01-01\", \"2026-01-31\"]}",
+                 *       "file": "customer_message,vehicle_type,condition,budget_kind,..."
+                 *     }
+                 */
+                "multipart/form-data": {
+                    /** @enum {string} */
+                    modelType: "automotive-sales" | "service-advisor" | "parts-specialist" | "finance-assistant";
+                    /** @enum {string} */
+                    dataFormat: "csv" | "json" | "automotive-crm";
+                    /** Format: binary */
+                    file: string;
+                    /** @description JSON: {dealership, department, dateRange: [first day, last day]} */
+                    metadata: string;
+                    /** @description of rows that name none */
+                    task?: string;
+                    /** @description the CRM of an export, such as vinsolutions */
+                    mapping?: string;
+                };
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": true,
+                     *       "data": {
+                     *         "datasetId": "ds_0123456789abcdef",
+                     *         "sha256": "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+                     *         "modelType": "automotive-sales",
+                     *         "dataFormat": "csv",
+                     *         "encoding": "utf-8",
+                     *         "delimiter": ",",
+                     *         "rows": {
+                     *           "total": 400,
+                     *           "valid": 400,
+                     *           "quarantined": 0,
+                     *           "duplicates": 0
+                     *         },
+                     *         "valid": true,
+                     *         "errors": [],
+                     *         "errorsTruncated": false,
+                     *         "warnings": [],
+                     *         "byRule": {},
+                     *         "pii": {
+                     *           "EMAIL": 3
+                     *         },
+                     *         "leakage": {
+                     *           "trainEvalDuplicates": 0,
+                     *           "nearDuplicates": 2
+                     *         },
+                     *         "tokens": {
+                     *           "p50": 161,
+                     *           "p95": 190,
+                     *           "max": 212,
+                     *           "overLength": 0
+                     *         },
+                     *         "labels": {
+                     *           "condition": {
+                     *             "new": 240,
+                     *             "used": 160
+                     *           }
+                     *         }
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["APIResponse_ValidationReport_"];
+                };
+            };
+            400: components["responses"]["Malformed"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            408: components["responses"]["TooSlow"];
+            413: components["responses"]["TooLarge"];
+            415: components["responses"]["WrongMediaType"];
+            /** @description Unprocessable Entity */
+            422: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": false,
+                     *       "message": "the request is not valid",
+                     *       "errors": [
+                     *         "body.routingWeight: Input should be greater than or equal to 0"
+                     *       ],
+                     *       "code": "invalid_content"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["RefusedUpload"] | components["schemas"]["ErrorBody"];
+                };
+            };
+            429: components["responses"]["LimitReached"];
+            500: components["responses"]["Internal"];
+            503: components["responses"]["Unavailable"];
+            507: components["responses"]["DiskFull"];
+        };
+    };
+    "training-start_training": {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description any text: the same request under the same key, within a day, gets the same answer */
+                "idempotency-key"?: string | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "modelType": "automotive-sales",
+                 *       "datasetIds": [
+                 *         "ds_0123456789abcdef"
+                 *       ],
+                 *       "config": {}
+                 *     }
+                 */
+                "application/json": components["schemas"]["TrainingStartRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            202: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": true,
+                     *       "data": {
+                     *         "jobId": "job_0123456789ab",
+                     *         "modelId": "automotive-sales",
+                     *         "status": "started",
+                     *         "estimatedCompletion": "2026-01-15T09:30:00.000000Z"
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["APIResponse_TrainingStarted_"];
+                };
+            };
+            400: components["responses"]["Malformed"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
+            413: components["responses"]["TooLarge"];
+            415: components["responses"]["WrongMediaType"];
+            422: components["responses"]["InvalidContent"];
+            429: components["responses"]["LimitReached"];
+            500: components["responses"]["Internal"];
+            503: components["responses"]["Unavailable"];
+            507: components["responses"]["DiskFull"];
+        };
+    };
+    "training-list_training_jobs": {
+        parameters: {
+            query?: {
+                page?: number;
+                limit?: number;
+                status?: components["schemas"]["JobState"] | null;
+                modelType?: ("automotive-sales" | "service-advisor" | "parts-specialist" | "finance-assistant") | null;
+                /** @description later jobs are left out, so that pages stay as they are */
+                createdUntil?: string | null;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": true,
+                     *       "data": {
+                     *         "jobs": [
+                     *           {
+                     *             "jobId": "job_0123456789ab",
+                     *             "modelId": "automotive-sales",
+                     *             "modelType": "automotive-sales",
+                     *             "status": "running",
+                     *             "reason": "started by worker-1",
+                     *             "datasetIds": [
+                     *               "ds_0123456789abcdef"
+                     *             ],
+                     *             "baseModel": "SmolLM2-135M-Instruct",
+                     *             "progress": {
+                     *               "step": 40,
+                     *               "totalSteps": 86,
+                     *               "epoch": 0.93,
+                     *               "totalEpochs": 2,
+                     *               "loss": 0.41
+                     *             },
+                     *             "estimatedCompletion": "2026-01-15T09:30:00.000000Z",
+                     *             "attempts": 1,
+                     *             "cancelRequested": false,
+                     *             "createdAt": "2026-01-15T09:30:00.000000Z",
+                     *             "updatedAt": "2026-01-15T09:30:00.000000Z",
+                     *             "startedAt": "2026-01-15T09:30:00.000000Z"
+                     *           }
+                     *         ]
+                     *       },
+                     *       "pagination": {
+                     *         "page": 1,
+                     *         "limit": 20,
+                     *         "total": 1,
+                     *         "totalPages": 1
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["APIResponse_TrainingJobList_"];
+                };
+            };
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            422: components["responses"]["InvalidContent"];
+            429: components["responses"]["LimitReached"];
+            500: components["responses"]["Internal"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    "training-get_training_job": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": true,
+                     *       "data": {
+                     *         "jobId": "job_0123456789ab",
+                     *         "modelId": "automotive-sales",
+                     *         "modelType": "automotive-sales",
+                     *         "status": "running",
+                     *         "reason": "started by worker-1",
+                     *         "datasetIds": [
+                     *           "ds_0123456789abcdef"
+                     *         ],
+                     *         "baseModel": "SmolLM2-135M-Instruct",
+                     *         "progress": {
+                     *           "step": 40,
+                     *           "totalSteps": 86,
+                     *           "epoch": 0.93,
+                     *           "totalEpochs": 2,
+                     *           "loss": 0.41
+                     *         },
+                     *         "estimatedCompletion": "2026-01-15T09:30:00.000000Z",
+                     *         "attempts": 1,
+                     *         "cancelRequested": false,
+                     *         "createdAt": "2026-01-15T09:30:00.000000Z",
+                     *         "updatedAt": "2026-01-15T09:30:00.000000Z",
+                     *         "startedAt": "2026-01-15T09:30:00.000000Z",
+                     *         "config": {
+                     *           "training": {
+                     *             "epochs": 2
+                     *           }
+                     *         },
+                     *         "moves": [
+                     *           {
+                     *             "after": "queued",
+                     *             "reason": "accepted",
+                     *             "at": "2026-01-15T09:30:00.000000Z"
+                     *           },
+                     *           {
+                     *             "before": "queued",
+                     *             "after": "running",
+                     *             "reason": "started by worker-1",
+                     *             "at": "2026-01-15T09:30:00.000000Z"
+                     *           }
+                     *         ]
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["APIResponse_TrainingJobDetail_"];
+                };
+            };
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            429: components["responses"]["LimitReached"];
+            500: components["responses"]["Internal"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    "training-cancel_training_job": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": true,
+                     *       "data": {
+                     *         "jobId": "job_0123456789ab",
+                     *         "modelId": "automotive-sales",
+                     *         "modelType": "automotive-sales",
+                     *         "status": "running",
+                     *         "reason": "started by worker-1",
+                     *         "datasetIds": [
+                     *           "ds_0123456789abcdef"
+                     *         ],
+                     *         "baseModel": "SmolLM2-135M-Instruct",
+                     *         "progress": {
+                     *           "step": 40,
+                     *           "totalSteps": 86,
+                     *           "epoch": 0.93,
+                     *           "totalEpochs": 2,
+                     *           "loss": 0.41
+                     *         },
+                     *         "estimatedCompletion": "2026-01-15T09:30:00.000000Z",
+                     *         "attempts": 1,
+                     *         "cancelRequested": false,
+                     *         "createdAt": "2026-01-15T09:30:00.000000Z",
+                     *         "updatedAt": "2026-01-15T09:30:00.000000Z",
+                     *         "startedAt": "2026-01-15T09:30:00.000000Z",
+                     *         "config": {
+                     *           "training": {
+                     *             "epochs": 2
+                     *           }
+                     *         },
+                     *         "moves": [
+                     *           {
+                     *             "after": "queued",
+                     *             "reason": "accepted",
+                     *             "at": "2026-01-15T09:30:00.000000Z"
+                     *           },
+                     *           {
+                     *             "before": "queued",
+                     *             "after": "running",
+                     *             "reason": "started by worker-1",
+                     *             "at": "2026-01-15T09:30:00.000000Z"
+                     *           }
+                     *         ]
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["APIResponse_TrainingJobDetail_"];
+                };
+            };
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
+            429: components["responses"]["LimitReached"];
+            500: components["responses"]["Internal"];
+            503: components["responses"]["Unavailable"];
+            507: components["responses"]["DiskFull"];
         };
     };
     "prompts-list_templates": {
