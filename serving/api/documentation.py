@@ -47,6 +47,7 @@ _LINKS: Mapping[tuple[str, str], tuple[tuple[str, str, str], ...]] = {
         (f"training-{name}", "job_id", "/data/jobId") for name in ("get_training_job", "cancel_training_job")
     ),
 }
+_WHOLE = frozenset(("RowCounts", "Leakage", "TokenCounts"))  # of a validation report: null where nothing was counted
 _ETAG = {"ETag": "the deployment's revision, for `If-Match`"}
 
 
@@ -191,7 +192,8 @@ def _say_what_is_always_there(document: dict[str, Any]) -> None:
         shape = schemas[name]
         properties = shape.get("properties", {})
         required = shape.get("required", [])
-        if present := [key for key, each in properties.items() if "default" in each or key in required]:
+        whole = name in _WHOLE
+        if present := [key for key, each in properties.items() if whole or "default" in each or key in required]:
             shape["required"] = present
         for key in set(properties) - set(present) if name in without_null else ():
             properties[key] = _without_null(properties[key])
