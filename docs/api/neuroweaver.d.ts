@@ -2525,6 +2525,7 @@ export interface operations {
             429: components["responses"]["LimitReached"];
             500: components["responses"]["Internal"];
             503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
             507: components["responses"]["DiskFull"];
         };
     };
@@ -2643,6 +2644,7 @@ export interface operations {
             429: components["responses"]["LimitReached"];
             500: components["responses"]["Internal"];
             503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
             507: components["responses"]["DiskFull"];
         };
     };
@@ -2702,18 +2704,21 @@ export interface operations {
             429: components["responses"]["LimitReached"];
             500: components["responses"]["Internal"];
             503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
             507: components["responses"]["DiskFull"];
         };
     };
     "training-list_training_jobs": {
         parameters: {
             query?: {
-                page?: number;
-                limit?: number;
                 status?: components["schemas"]["JobState"] | null;
                 modelType?: ("automotive-sales" | "service-advisor" | "parts-specialist" | "finance-assistant") | null;
                 /** @description later jobs are left out, so that pages stay as they are */
                 createdUntil?: string | null;
+                /** @description from 1 */
+                page?: number;
+                /** @description items on a page */
+                limit?: number;
             };
             header?: never;
             path?: never;

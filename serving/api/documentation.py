@@ -22,9 +22,9 @@ _MORE: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("delete", "/api/v1/deployments/{deployment_id}"): (409, 507),
     ("post", "/api/v1/prompts"): (404, 504),
     ("post", "/api/v1/routing/select"): (404,),
-    ("post", "/api/v1/training/upload"): (408, 409, 507),
-    ("post", "/api/v1/training/validate-dataset"): (408, 507),
-    ("post", "/api/v1/training/automotive/start"): (404, 409, 507),
+    ("post", "/api/v1/training/upload"): (408, 409, 504, 507),
+    ("post", "/api/v1/training/validate-dataset"): (408, 504, 507),
+    ("post", "/api/v1/training/automotive/start"): (404, 409, 504, 507),
     ("post", "/api/v1/training/jobs/{job_id}/cancel"): (409, 507),
     ("post", "/v1/chat/completions"): (404, 504),
 }

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, ValidationError
 from starlette.exceptions import HTTPException
 
 from neuroweaver import files, pii
-from neuroweaver.contracts import APIResponse, ErrorBody, ModelType, PaginationMeta
+from neuroweaver.contracts import APIResponse, ErrorBody, ModelType
 from neuroweaver.errors import NotFoundError, UsageError
 from neuroweaver.jobs import JobRecord, JobState
 from neuroweaver.report import ValidationReport
@@ -27,6 +27,7 @@ from serving.api.bodies import require_json
 from serving.api.callers import while_connected
 from serving.api.errors import error_body
 from serving.api.forms import Form, receive
+from serving.api.paging import Paged
 from serving.api.training_shapes import (
     JobMove,
     RefusedUpload,
@@ -136,8 +137,7 @@ def router(training: Training) -> APIRouter:
     @routes.get("/training/jobs", response_model_exclude_none=True, dependencies=[_READING])
     async def list_training_jobs(
         user: Caller,
-        page: Annotated[int, Query(ge=1, le=1_000_000)] = 1,
-        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        paging: Paged,
         status: JobState | None = None,
         model_type: Annotated[ModelType | None, Query(alias="modelType")] = None,
         created_until: Annotated[
@@ -152,11 +152,11 @@ def router(training: Training) -> APIRouter:
         }
         total = await asyncio.to_thread(training.jobs.count, status, model_type, **conditions)
         found = await asyncio.to_thread(
-            training.jobs.find, status, model_type, limit, (page - 1) * limit, **conditions
-        )  # fmt: skip
+            training.jobs.find, status, model_type, paging.limit, paging.offset, **conditions
+        )
         return APIResponse(
             data=TrainingJobList(jobs=[TrainingJob(**_wire(record)) for record in found]),
-            pagination=PaginationMeta(page=page, limit=limit, total=total, total_pages=-(-total // limit)),
+            pagination=paging.meta(total),
         )
 
     @routes.get("/training/jobs/{job_id}", response_model_exclude_none=True, dependencies=[_READING])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
@@ -16,18 +15,16 @@ GONE = f"{processes.this_process().rpartition(':')[0]}:0"
 
 
 @pytest.fixture
-def keys(tmp_path: Path) -> IdempotencyKeys:
-    return IdempotencyKeys(Store(f"sqlite:///{tmp_path / 'store.db'}"))
+def keys(opened: Store) -> IdempotencyKeys:
+    return IdempotencyKeys(opened)
 
 
-def test_the_answer_is_kept_for_the_same_user_action_and_key(keys: IdempotencyKeys, tmp_path: Path) -> None:
+def test_the_answer_is_kept_for_the_same_user_action_and_key(keys: IdempotencyKeys, store_url: str) -> None:
     first = keys.claim("ada", "upload", "k", digest="d", subject="job_1")
     assert (first.subject, first.answer) == ("job_1", None)
     keys.answered(first, {"success": True})
 
-    again = IdempotencyKeys(Store(f"sqlite:///{tmp_path / 'store.db'}")).claim(
-        "ada", "upload", "k", digest="d", subject="job_2"
-    )
+    again = IdempotencyKeys(Store(store_url)).claim("ada", "upload", "k", digest="d", subject="job_2")
 
     assert (again.subject, again.answer) == ("job_1", {"success": True})
     assert keys.claim("bo", "upload", "k", digest="d").answer is None
