@@ -170,7 +170,7 @@ def test_what_is_left_is_nobodys_child_and_in_a_session_of_its_own(tmp_path: Pat
     processes.leave([sys.executable, "-c", code], log, {**os.environ, "WORD": "hello"}, niceness=5)
 
     until = time.monotonic() + 20
-    while not log.read_text().strip() and time.monotonic() < until:
+    while not log.read_text().endswith("\n") and time.monotonic() < until:
         time.sleep(0.02)
     pid, parent, session, niceness, word = log.read_text().split()
     assert int(parent) != os.getpid()
