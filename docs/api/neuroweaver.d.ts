@@ -666,9 +666,9 @@ export interface components {
              */
             success: true;
             data: components["schemas"]["ValidationReport"];
-            message?: string;
-            errors?: string[];
-            pagination?: components["schemas"]["PaginationMeta"];
+            message?: string | null;
+            errors?: string[] | null;
+            pagination?: components["schemas"]["PaginationMeta"] | null;
         };
         AnswerMessage: {
             /**
@@ -905,8 +905,8 @@ export interface components {
         };
         /** @description None until the dataset is split. */
         Leakage: {
-            trainEvalDuplicates: number | null;
-            nearDuplicates: number | null;
+            trainEvalDuplicates?: number | null;
+            nearDuplicates?: number | null;
         };
         /**
          * @description A request that a model was to answer. `response_time` is in milliseconds, `cost` in USD.
@@ -1112,10 +1112,10 @@ export interface components {
         };
         /** @description All None where the file could not be read. */
         RowCounts: {
-            total: number | null;
-            valid: number | null;
-            quarantined: number | null;
-            duplicates: number | null;
+            total?: number | null;
+            valid?: number | null;
+            quarantined?: number | null;
+            duplicates?: number | null;
         };
         /** @description `deployment_id` is left out for a champion that nobody has deployed. */
         SelectedModel: {
@@ -1133,10 +1133,10 @@ export interface components {
         };
         /** @description None until the rows meet a tokenizer. */
         TokenCounts: {
-            p50: number | null;
-            p95: number | null;
-            max: number | null;
-            overLength: number | null;
+            p50?: number | null;
+            p95?: number | null;
+            max?: number | null;
+            overLength?: number | null;
         };
         TokenLogprob: {
             token: string;

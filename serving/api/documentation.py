@@ -47,7 +47,6 @@ _LINKS: Mapping[tuple[str, str], tuple[tuple[str, str, str], ...]] = {
         (f"training-{name}", "job_id", "/data/jobId") for name in ("get_training_job", "cancel_training_job")
     ),
 }
-_WHOLE = frozenset(("RowCounts", "Leakage", "TokenCounts"))  # of a validation report: null where nothing was counted
 _ETAG = {"ETag": "the deployment's revision, for `If-Match`"}
 
 
@@ -60,6 +59,7 @@ class DocumentedApi(FastAPI):
         document = super().openapi()
         if document is not self._documented:
             _complete(document, dict(_needs(self)), examples())
+            _say_what_is_always_there(document, set(_sparse(self)))
             self._documented = document
         return document
 
@@ -71,6 +71,13 @@ def _needs(app: FastAPI) -> Iterator[tuple[tuple[str, str], list[str]]]:
         needed = [" or ".join(f"`{name}`" for name in each.scopes or ()) for each in declared]
         for method in context.methods or ():
             yield (method.lower(), str(context.path)), needed
+
+
+def _sparse(app: FastAPI) -> Iterator[tuple[str, str]]:
+    """By method and path, the routes that leave out what holds nothing."""
+    for context in iter_route_contexts(app.routes):
+        if getattr(context, "response_model_exclude_none", False):
+            yield from ((method.lower(), str(context.path)) for method in context.methods or ())
 
 
 def _complete(
@@ -97,9 +104,6 @@ def _complete(
                 _add_examples(operation, known[method, path])
             for target, parameter, place in _LINKS.get((method, path), ()):
                 _link(_success(operation), target, parameter, place)
-    _say_what_is_always_there(document)
-    _leave_out_titles(document["paths"])
-    _leave_out_titles(schemas)
 
 
 def _complete_operation(
@@ -177,25 +181,26 @@ def _link(success: dict[str, Any], operation_id: str, parameter: str, place: str
     }  # fmt: skip
 
 
-def _say_what_is_always_there(document: dict[str, Any]) -> None:
-    """In answers, what has a default is always sent; under `/api/`, what holds nothing is left out, and never null.
+def _say_what_is_always_there(document: dict[str, Any], sparse: set[tuple[str, str]]) -> None:
+    """In answers, what has a default is always sent; what holds nothing is left out by `sparse` routes, and never null.
 
     Requests may leave out the one, and say null for the other.
     """
     schemas, paths = document["components"]["schemas"], document["paths"]
     every = [operation for found in paths.values() for operation in found.values()]
-    ours = [operation for path, found in paths.items() if path.startswith("/api/") for operation in found.values()]
+    whole = [each for path, found in paths.items() for method, each in found.items() if (method, path) not in sparse]
     asked = _reachable([each.get("requestBody", {}) for each in every], schemas)
     answered = _reachable([document["components"]["responses"], *(each["responses"] for each in every)], schemas)
-    without_null = _reachable([each["responses"] for each in ours], schemas)
+    with_null = _reachable([each["responses"] for each in whole], schemas)
+    _leave_out_titles(paths)
+    _leave_out_titles(schemas)
     for name in sorted(answered - asked):
         shape = schemas[name]
         properties = shape.get("properties", {})
         required = shape.get("required", [])
-        whole = name in _WHOLE
-        if present := [key for key, each in properties.items() if whole or "default" in each or key in required]:
+        if present := [key for key, each in properties.items() if "default" in each or key in required]:
             shape["required"] = present
-        for key in set(properties) - set(present) if name in without_null else ():
+        for key in () if name in with_null else set(properties) - set(present):
             properties[key] = _without_null(properties[key])
 
 
