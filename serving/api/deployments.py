@@ -6,7 +6,7 @@ import asyncio
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from starlette.exceptions import HTTPException
 
 from neuroweaver.contracts import APIResponse
@@ -24,7 +24,7 @@ from serving.api.deployment_shapes import (
     DeployModelRequest,
 )
 from serving.api.paging import Paged
-from serving.auth.requirements import Caller, requires
+from serving.auth.requirements import Caller, note_object, requires
 from serving.fleet import Fleet
 
 IfMatch = Annotated[str | None, Header(description="the `ETag` of the deployment as it was read")]
@@ -74,10 +74,11 @@ def router(fleet: Fleet) -> APIRouter:
         dependencies=[Depends(require_json), _DEPLOYING],
     )
     async def change_deployment(
-        deployment_id: str, body: DeploymentChange, response: Response, user: Caller, if_match: IfMatch = None
-    ) -> APIResponse[Deployment]:
+        deployment_id: str, body: DeploymentChange, request: Request, response: Response, user: Caller,
+        if_match: IfMatch = None,
+    ) -> APIResponse[Deployment]:  # fmt: skip
         """Change weight and limit; with `If-Match` only where nobody else has changed them meanwhile."""
-        await _seen(deployment_id, fleet, user)
+        note_object(request, (await _seen(deployment_id, fleet, user)).id)
         record = await fleet.change(
             deployment_id,
             weight=body.routing_weight, max_concurrency=body.max_concurrency, revision=_revision(if_match),
@@ -87,9 +88,9 @@ def router(fleet: Fleet) -> APIRouter:
     @routes.delete(
         "/deployments/{deployment_id}", status_code=202, response_model_exclude_none=True, dependencies=[_DEPLOYING]
     )
-    async def undeploy(deployment_id: str, user: Caller) -> APIResponse[DeploymentStatus]:
+    async def undeploy(deployment_id: str, request: Request, user: Caller) -> APIResponse[DeploymentStatus]:
         """Take no more requests, answer those that are under way, and unload."""
-        await _seen(deployment_id, fleet, user)
+        note_object(request, (await _seen(deployment_id, fleet, user)).id)
         record = await fleet.undeploy(deployment_id)
         return APIResponse(data=DeploymentStatus(deployment_id=record.id, status=record.state))
 

@@ -165,9 +165,9 @@ def router(training: Training) -> APIRouter:
         return APIResponse(data=await _detail(await _seen(job_id, training, user), training))
 
     @routes.post("/training/jobs/{job_id}/cancel", response_model_exclude_none=True, dependencies=[_TRAINING])
-    async def cancel_training_job(job_id: str, user: Caller) -> APIResponse[TrainingJobDetail]:
+    async def cancel_training_job(job_id: str, request: Request, user: Caller) -> APIResponse[TrainingJobDetail]:
         """End a job: at once where it is queued, else when its process has seen it. 409 where it has ended."""
-        await _seen(job_id, training, user)
+        note_object(request, (await _seen(job_id, training, user)).id)
         record = await asyncio.to_thread(training.cancel, job_id)
         return APIResponse(data=await _detail(record, training))
 

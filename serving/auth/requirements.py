@@ -35,5 +35,5 @@ async def _check(needed: SecurityScopes, user: Caller) -> None:
 
 
 def note_object(request: Request, name: str) -> None:
-    """Say in the audit trail what a request was about, where its path does not: an id, never a customer's text."""
+    """Say in the audit trail what a request was about: an id that is known to exist, never a customer's text."""
     request.state.audited = name

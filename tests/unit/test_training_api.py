@@ -606,6 +606,17 @@ def test_what_was_uploaded_started_and_cancelled_is_recorded(world: World) -> No
     ]  # fmt: skip
 
 
+def test_an_id_that_looks_like_personal_data_is_recorded_as_it_is_only_where_there_is_such_a_job(world: World) -> None:
+    ours, made_up = "job_acc6c04083da", "job_acc6c04083db"
+    world.jobs.create(SALES, {}, job_id=ours)
+
+    statuses = [world.call("POST", f"{JOBS}/{job}/cancel").status_code for job in (ours, made_up)]
+
+    assert statuses == [200, 404]
+    entries = AuditTrail(open_store(world.settings)).latest(10)
+    assert [entry.object for entry in entries] == [ours, "job_acc[ACCOUNT]"]
+
+
 # what a killed service leaves
 
 
