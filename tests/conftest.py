@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     import psycopg
 
 memory.spin_briefly()  # before any test imports PyTorch
+
+
+def pytest_configure() -> None:
+    """A shell has what it starts in the background ignore SIGINT, and so would all that the tests start from there."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"

@@ -112,7 +112,6 @@ class Place:
         with self.output.open("wb") as output:
             process = subprocess.Popen(
                 [program, *arguments], stdout=output, stderr=output, env={**os.environ, **self.environment},
-                preexec_fn=hear_ctrl_c,
             )  # fmt: skip
         self.called.append(process)
         return process
@@ -150,11 +149,6 @@ class Place:
     def versions(self) -> list[Any]:
         client = MlflowClient(self.settings.tracking_uri)
         return sorted(client.search_model_versions(f"name = '{SALES}'"), key=lambda each: int(each.version))
-
-
-def hear_ctrl_c() -> None:
-    """A shell has what it starts in the background ignore SIGINT, and so would all that the tests start from there."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from neuroweaver.events import EventLog
 from neuroweaver.jobs import JobRecord, Jobs
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
+from neuroweaver.tables import JOBS
 from pipelines import cli
 from pipelines import job as training_job
 from pipelines.tracking import Tracker
@@ -288,7 +289,7 @@ def test_a_job_whose_head_dies_twice_fails_and_can_be_interrupted_killed_and_res
     assert place.job().state == "running"
     long_ago = store.timestamp(datetime.now(UTC) - timedelta(minutes=2))
     with open_store(place.settings).write() as connection:
-        connection.execute(update(store.JOBS).values(heartbeat_at=long_ago))
+        connection.execute(update(JOBS).values(heartbeat_at=long_ago))
     code, output = place.invoke("jobs", "list", "--json")
     (listed,) = json.loads(output)
     assert (code, listed["state"]) == (0, "failed")

@@ -248,7 +248,7 @@ def test_a_model_is_registered_through_a_server_as_serving_reads_it(tmp_path: Pa
     Tracker(settings).promote(version)
 
     (champion,) = registry.champions(settings)
-    (listed,) = registry.versions(settings) or []
+    (listed,) = [each for each in registry.versions(settings) or [] if each.number == version.version]
 
     assert (listed.name, listed.tags, listed.deployable) == (champion.name, champion.tags, True)
     assert (champion.model_type, champion.version) == (SALES, version.version)
