@@ -86,6 +86,9 @@ class Settings(BaseSettings):
         2048, ge=1, description="memory for the keys and values of running requests; the next one waits until it fits"
     )
     max_adapters: int = Field(32, ge=1, description="adapters the engine keeps in memory; others come when asked for")
+    engine_hang_seconds: float = Field(
+        60, ge=1, description="an engine with requests that takes no step for so long is killed and started again"
+    )
     prices: dict[str, Price] = Field(
         default_factory=dict, description="per model type, or `default`: what a million tokens cost"
     )

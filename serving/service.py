@@ -118,7 +118,9 @@ class NeuroWeaver:
                 chosen.base_model, str(chosen.home), chosen.engine_precision, chosen.max_batch, chosen.max_queue,
                 chosen.max_adapters, chosen.max_kv_mib,
             )  # fmt: skip
-            self._engine = RemoteEngine(Supervisor(setup), observe=self._observe, gave_up=self._fail)
+            self._engine = RemoteEngine(
+                Supervisor(setup), observe=self._observe, gave_up=self._fail, hang_seconds=chosen.engine_hang_seconds
+            )
             return self._engine
 
     def _look_after(self, training: Training) -> None:

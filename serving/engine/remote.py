@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from neuroweaver.errors import NeuroWeaverError, UsageError
+from serving.engine import watchdog
 from serving.engine.connection import Asked, Connection
 from serving.engine.messages import AskStats, Load, Stats, Unload
 from serving.engine.protocol import (
@@ -44,6 +45,7 @@ class RemoteEngine:
     """Implements `serving.engine.protocol.Engine` by the engine of another process.
 
     When that crashes, what runs and what comes fails with EngineCrashedError until it is back with its adapters.
+    When it takes no step for `hang_seconds` while requests run, it is killed, which is the same.
     `gave_up` is called with the reason where it was ready once, and will not be again.
     """
 
@@ -53,8 +55,10 @@ class RemoteEngine:
         *,
         observe: Callable[[EngineRequest, EngineAnswer], None] = lambda _request, _answer: None,
         gave_up: Callable[[str], None] = lambda _: None,
+        hang_seconds: float = 60,
     ) -> None:
         self._host = host
+        self._hang_seconds = hang_seconds
         self._observe = observe
         self._tell_gave_up = gave_up
         self._known: dict[str, Path] = {}  # adapters, to be loaded again after a crash
@@ -99,11 +103,10 @@ class RemoteEngine:
 
     def stats(self) -> EngineStats:
         try:
-            reply = self._connected().reply_to(AskStats, STATS_SECONDS)
+            stats = _stats_of(self._connected())
         except (NeuroWeaverError, TimeoutError):
             return dataclasses.replace(self._last, alive=False, queued=0, running=0)
-        if isinstance(reply, Stats):
-            self._last = dataclasses.replace(reply.stats, restarts=max(self._starts - 1, 0))
+        self._last = dataclasses.replace(stats, restarts=max(self._starts - 1, 0))
         return self._last
 
     def close(self) -> None:
@@ -164,6 +167,7 @@ class RemoteEngine:
         if connection.is_lost:  # `_detach` may have come before
             self._connection = None
             return
+        threading.Thread(target=self._watch, args=(connection, kill), name="watchdog", daemon=True).start()
         self._starts += 1
         if self._starts > 1:
             _log.info("the engine is back, with %s", ", ".join(self._known) or "no adapters")
@@ -179,6 +183,10 @@ class RemoteEngine:
         except NeuroWeaverError as error:
             _log.error("%s is left out: %s: %s", name, type(error).__name__, error)
 
+    def _watch(self, connection: Connection, kill: Callable[[], None]) -> None:
+        with contextlib.suppress(NeuroWeaverError):  # the other side has gone
+            watchdog.watch(lambda: _stats_of(connection), kill, connection.ended, self._hang_seconds)
+
     def _detach(self, connection: Connection, kill: Callable[[], None]) -> None:
         if self._connection is connection:
             self._connection = None
@@ -190,6 +198,14 @@ class RemoteEngine:
         self._decided.set()
         if self._starts:
             self._tell_gave_up(reason)
+
+
+def _stats_of(connection: Connection) -> EngineStats:
+    """Raises TimeoutError where the engine does not tell, and EngineError where it has gone."""
+    reply = connection.reply_to(AskStats, STATS_SECONDS)
+    if not isinstance(reply, Stats):
+        raise TypeError(f"stats are asked for, got {reply.kind}")
+    return reply.stats
 
 
 def _no_stats() -> EngineStats:

@@ -54,10 +54,10 @@ def until(true: Callable[[], Any], what: str) -> None:
 
 
 class Started:
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, **options: Any) -> None:
         self.host = Supervisor(EngineSetup(str(base), str(base), max_batch=2))
         self.reasons: list[str] = []
-        self.engine = RemoteEngine(self.host, gave_up=self.reasons.append)
+        self.engine = RemoteEngine(self.host, gave_up=self.reasons.append, **options)
 
     def process(self) -> psutil.Process:
         until(lambda: self.host.pid, "never started")
@@ -66,11 +66,11 @@ class Started:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[[Path], Started]]:
+def start() -> Iterator[Callable[..., Started]]:
     made: list[Started] = []
 
-    def run(base: Path) -> Started:
-        made.append(Started(base))
+    def run(base: Path, **options: Any) -> Started:
+        made.append(Started(base, **options))
         return made[-1]
 
     yield run
@@ -79,7 +79,7 @@ def start() -> Iterator[Callable[[Path], Started]]:
 
 
 def test_a_killed_engine_fails_what_runs_and_is_back_with_its_adapters(
-    tiny_base: Path, tiny_adapter: Callable[..., Path], start: Callable[[Path], Started]
+    tiny_base: Path, tiny_adapter: Callable[..., Path], start: Callable[..., Started]
 ) -> None:
     started = start(tiny_base)
     engine = started.engine
@@ -136,6 +136,25 @@ async def answer_while_closing(engine: RemoteEngine) -> EngineAnswer:
     return answer
 
 
+def test_an_engine_that_hangs_is_killed_and_back_with_its_adapters(
+    tiny_base: Path, tiny_adapter: Callable[..., Path], start: Callable[..., Started]
+) -> None:
+    started = start(tiny_base, hang_seconds=1)
+    engine = started.engine
+    engine.wait_until_ready()
+    engine.load(SALES, tiny_adapter("automotive-sales", seed=1))
+    before = asyncio.run(engine.submit(lead()))
+    stopped = started.process()
+    stopped.suspend()
+
+    with pytest.raises(EngineCrashedError):
+        asyncio.run(engine.submit(lead()))
+
+    until(lambda: engine.stats().alive, "the engine did not come back")
+    assert started.process().pid != stopped.pid
+    assert asyncio.run(engine.submit(lead())).text == before.text
+
+
 def test_an_engine_ends_with_who_started_it(tiny_base: Path) -> None:
     program = f"""
 import sys, time
@@ -169,7 +188,7 @@ time.sleep({WAIT_SECONDS})
 
 
 def test_an_engine_that_can_t_be_made_says_why_and_is_not_tried_again(
-    tmp_path: Path, start: Callable[[Path], Started]
+    tmp_path: Path, start: Callable[..., Started]
 ) -> None:
     started = start(tmp_path / "nowhere")
     with pytest.raises(EngineError, match="nowhere"):
@@ -183,7 +202,7 @@ def test_an_engine_that_can_t_be_made_says_why_and_is_not_tried_again(
 
 
 def test_an_engine_that_crashes_again_and_again_is_given_up(
-    tiny_base: Path, start: Callable[[Path], Started], monkeypatch: pytest.MonkeyPatch
+    tiny_base: Path, start: Callable[..., Started], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor, "MAX_CRASHES", 2)
     started = start(tiny_base)
@@ -197,7 +216,7 @@ def test_an_engine_that_crashes_again_and_again_is_given_up(
     assert started.host.pid in seen
 
 
-def test_an_engine_can_be_closed_while_it_starts(tiny_base: Path, start: Callable[[Path], Started]) -> None:
+def test_an_engine_can_be_closed_while_it_starts(tiny_base: Path, start: Callable[..., Started]) -> None:
     started = start(tiny_base)
     process = started.process()
     refused: list[Exception] = []
