@@ -68,8 +68,8 @@ class ErrorBody(Wire):
 class ModelListItem(Wire):
     """A model in `GET /models`.
 
-    A registered version that is not deployed is `archived`; `deployable` says whether it may be. `deployment_url` is
-    where a deployed one is found under OpenAI's API.
+    A registered version that is not deployed is `archived`; `deployable` says whether it may be. One in `training` has
+    its job's id until it is registered. `deployment_url` is where a deployed one is found under OpenAI's API.
     """
 
     id: str

@@ -77,7 +77,7 @@ def create_app(
     app.add_middleware(Gate, access=access)  # before the bodies
     app.include_router(health.router(engine))
     archive = Archive(partial(registry.versions, settings))
-    app.include_router(models.router(catalog, fleet, archive, executions, settings), prefix=PREFIX)
+    app.include_router(models.router(catalog, fleet, archive, training, executions, settings), prefix=PREFIX)
     app.include_router(deployments.router(fleet), prefix=PREFIX)
     app.include_router(routing.router(requests, catalog), prefix=PREFIX)
     app.include_router(training_api.router(training), prefix=PREFIX)

@@ -53,7 +53,7 @@ export interface paths {
         };
         /**
          * List Models
-         * @description The models that the caller can ask now, then the other versions that are registered.
+         * @description The models that the caller can ask now, those in training, then the other versions that are registered.
          *
          *     Those without a model type are listed under `/v1/models` alone.
          *
@@ -967,8 +967,8 @@ export interface components {
         /**
          * @description A model in `GET /models`.
          *
-         *     A registered version that is not deployed is `archived`; `deployable` says whether it may be. `deployment_url` is
-         *     where a deployed one is found under OpenAI's API.
+         *     A registered version that is not deployed is `archived`; `deployable` says whether it may be. One in `training` has
+         *     its job's id until it is registered. `deployment_url` is where a deployed one is found under OpenAI's API.
          */
         ModelListItem: {
             id: string;

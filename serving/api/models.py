@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -20,52 +19,63 @@ from neuroweaver.contracts import (
     TrainingData,
 )
 from neuroweaver.errors import NotFoundError
-from neuroweaver.executions import Selection, Span, Summary
+from neuroweaver.executions import Span
+from neuroweaver.jobs import JobRecord
 from neuroweaver.settings import Settings
+from neuroweaver.tasks import tasks_of
 from neuroweaver.users import User
+from neuroweaver.vocabulary import DEPARTMENT_OF
 from serving.api.logs import milliseconds
 from serving.api.paging import Paged
-from serving.api.performance_shapes import (
-    AutomotiveSpecificMetrics,
-    ModelPerformanceData,
-    PerformanceMetrics,
-    PerformancePoint,
-)
+from serving.api.performance import performance_of
+from serving.api.performance_shapes import ModelPerformanceData
 from serving.archive import Archive
 from serving.auth.requirements import Caller, requires
 from serving.catalog import Catalog, ServedModel, archived
 from serving.executions import ExecutionLog
 from serving.fleet import Fleet
+from serving.registry import Version
+from serving.training import Training
 
 _ANY_ROLE = requires("executeWorkflows", "viewPerformanceMetrics")
-_LENGTHS: Mapping[Span, timedelta] = {
-    "minute": timedelta(hours=1), "hour": timedelta(days=1), "day": timedelta(days=30),
-}  # fmt: skip
-
 SpanOfPoints = Annotated[
     Span, Query(description="what a point covers: minutes of the last hour, hours of a day, days of a month")
 ]
 
 
-def router(catalog: Catalog, fleet: Fleet, archive: Archive, log: ExecutionLog, settings: Settings) -> APIRouter:
+@dataclass(frozen=True)
+class _Listed:
+    """A model as it is listed; `deployable` is None for one that is deployed."""
+
+    model: ServedModel
+    status: ModelStatus
+    deployable: bool | None = None
+
+    @property
+    def title(self) -> str:
+        if self.status == "training" and self.model.model_type is not None:
+            return f"{self.model.model_type.replace('-', ' ').title()} in training"
+        return self.model.title
+
+
+def router(
+    catalog: Catalog, fleet: Fleet, archive: Archive, training: Training, log: ExecutionLog, settings: Settings
+) -> APIRouter:
     routes = APIRouter(tags=["models"])
 
     @routes.get("/models", response_model_exclude_none=True, dependencies=[_ANY_ROLE])
     async def list_models(
         user: Caller, paging: Paged, type: ModelType | None = None, status: ModelStatus | None = None
     ) -> APIResponse[ModelList]:
-        """The models that the caller can ask now, then the other versions that are registered.
+        """The models that the caller can ask now, those in training, then the other versions that are registered.
 
         Those without a model type are listed under `/v1/models` alone.
         """
         served = [model for model in catalog.seen_by(user).all() if model.model_type is not None]
         known = {model.id for model in served}
-        items = [_item(model, catalog) for model in served]
-        items += [
-            _item(archived(version), catalog, deployable=version.deployable)
-            for version in await archive.versions(user)
-            if version.name not in known
-        ]
+        listed = [_Listed(model, "deployed") for model in served] + await _in_training(user)
+        listed += [_registered(version) for version in await archive.versions(user) if version.name not in known]
+        items = [_item(each, catalog) for each in listed]
         found = [each for each in items if type in (None, each["type"]) and status in (None, each["status"])]
         return APIResponse(
             data=ModelList(models=[ModelListItem(**each) for each in paging.of(found)]),
@@ -75,36 +85,41 @@ def router(catalog: Catalog, fleet: Fleet, archive: Archive, log: ExecutionLog, 
     @routes.get("/models/{model_id}", response_model_exclude_none=True, dependencies=[_ANY_ROLE])
     async def get_model(model_id: str, user: Caller) -> APIResponse[AIModel]:
         """One model, by its id or by its type, which means the one that answers for it."""
-        model, deployable = await _find(model_id, user)
-        return APIResponse(data=_model(model, deployable))
+        return APIResponse(data=_model(await _find(model_id, user)))
 
     @routes.get("/models/{model_id}/performance", response_model_exclude_none=True, dependencies=[_ANY_ROLE])
     async def get_performance(
         model_id: str, user: Caller, span: SpanOfPoints = "hour"
     ) -> APIResponse[ModelPerformanceData]:
         """How a model has been doing, by the executions that were logged: on the whole, and point by point."""
-        model, _ = await _find(model_id, user)
-        return APIResponse(data=await asyncio.to_thread(_performance, model, log, span))
+        listed = await _find(model_id, user)
+        return APIResponse(data=await asyncio.to_thread(performance_of, listed.model, log, span))
 
-    async def _find(name: str, user: User) -> tuple[ServedModel, bool | None]:
-        """The model, and whether it may be deployed; None where it is. Raises NotFoundError."""
+    async def _find(name: str, user: User) -> _Listed:
+        """Raises NotFoundError."""
         try:
             model = catalog.seen_by(user).find(name)
         except NotFoundError:
-            version = next((each for each in await archive.versions(user) if each.name == name), None)
-            if version is None:
+            others = [_registered(version) for version in await archive.versions(user)] + await _in_training(user)
+            found = next((each for each in others if each.model.id == name), None)
+            if found is None:
                 raise
-            return archived(version), version.deployable
+            return found
         if model.model_type is None:
             raise NotFoundError(f"{model.id} has no model type: ask for it under /v1")
-        return model, None
+        return _Listed(model, "deployed")
 
-    def _model(model: ServedModel, deployable: bool | None) -> AIModel:
-        record = catalog.record(model.id)
+    async def _in_training(user: User) -> list[_Listed]:
+        jobs = await asyncio.to_thread(training.jobs.unfinished)
+        return [_Listed(_of_job(job), "training", False) for job in jobs if _is_seen(job, user)]
+
+    def _model(listed: _Listed) -> AIModel:
+        model, record = listed.model, catalog.record(listed.model.id)
+        without = {"deployed": "upstream", "training": "in training"}
         return AIModel(
-            **_item(model, catalog, deployable=deployable),
-            version="upstream" if model.version is None else str(model.version),
-            max_concurrency=0 if deployable is not None else _limit(model),
+            **_item(listed, catalog),
+            version=without[listed.status] if model.version is None else str(model.version),
+            max_concurrency=_limit(model) if listed.status == "deployed" else 0,
             training_data=TrainingData(
                 dataset_size=model.dataset_rows,
                 last_training_date=model.trained_at or "",
@@ -125,53 +140,30 @@ def router(catalog: Catalog, fleet: Fleet, archive: Archive, log: ExecutionLog, 
     return routes
 
 
-def _item(model: ServedModel, catalog: Catalog, *, deployable: bool | None = None) -> dict[str, Any]:
-    """`deployable` is None for a model that is deployed."""
+def _registered(version: Version) -> _Listed:
+    return _Listed(archived(version), "archived", version.deployable)
+
+
+def _of_job(job: JobRecord) -> ServedModel:
+    """What a job makes has no version until it is registered, and goes by the job's id."""
+    tasks = tuple(task.name for task in tasks_of(job.model_type))
+    return ServedModel(job.id, job.model_type, None, tasks, trained_at=job.started_at)
+
+
+def _is_seen(job: JobRecord, user: User) -> bool:
+    department = DEPARTMENT_OF.get(job.model_type)  # none: of a configuration that was refused as a whole
+    return department is not None and user.sees(department)
+
+
+def _item(listed: _Listed, catalog: Catalog) -> dict[str, Any]:
+    model = listed.model
     return {
         "id": model.id,
-        "name": model.title,
+        "name": listed.title,
         "type": model.model_type,
-        "status": "deployed" if deployable is None else "archived",
+        "status": listed.status,
         "accuracy": model.accuracy,
         "cost_per_request": catalog.record(model.id).mean_cost_usd,
-        "deployment_url": f"/v1/models/{model.id}" if deployable is None else None,
-        "deployable": deployable,
+        "deployment_url": f"/v1/models/{model.id}" if listed.status == "deployed" else None,
+        "deployable": listed.deployable,
     }
-
-
-def _performance(model: ServedModel, log: ExecutionLog, span: Span) -> ModelPerformanceData:
-    log.try_to_flush()
-    selection = Selection(model=model.id, since=datetime.now(UTC) - _LENGTHS[span])
-    points = log.executions.by_span(selection, span)
-    whole = Summary(
-        sum(each.total for each in points.values()),
-        sum(each.answered for each in points.values()),
-        sum(each.seconds for each in points.values()),
-        sum(each.cost_usd for each in points.values()),
-    )
-    diagnoses = model.accuracy if model.model_type == "service-advisor" and model.is_measured else None
-    return ModelPerformanceData(
-        model_id=model.id,
-        metrics=PerformanceMetrics(
-            accuracy=model.accuracy,
-            avg_response_time=milliseconds(whole.mean_seconds),
-            cost_per_request=whole.mean_cost_usd,
-            success_rate=whole.success_rate,
-            automotive_specific_metrics=AutomotiveSpecificMetrics(diagnostic_accuracy=diagnoses),
-        ),
-        recent_performance=[point for begin, summary in points.items() for point in _points(begin, summary)],
-    )
-
-
-def _points(begin: str, summary: Summary) -> list[PerformancePoint]:
-    """Times and costs only where something was answered: there are none otherwise, not small ones."""
-    points = [
-        PerformancePoint(timestamp=begin, metric="requests", value=summary.total),
-        PerformancePoint(timestamp=begin, metric="successRate", value=summary.success_rate),
-    ]
-    if summary.answered:
-        points += [
-            PerformancePoint(timestamp=begin, metric="avgResponseTime", value=milliseconds(summary.mean_seconds)),
-            PerformancePoint(timestamp=begin, metric="costPerRequest", value=summary.mean_cost_usd),
-        ]
-    return points

@@ -18,7 +18,9 @@ from neuroweaver.contracts import AIResponse, ErrorBody
 from neuroweaver.errors import StorageError
 from neuroweaver.executions import Executions
 from neuroweaver.issuer import LocalIssuer
+from neuroweaver.jobs import Jobs, JobState
 from neuroweaver.settings import Price, Settings
+from neuroweaver.store import open_store
 from neuroweaver.tasks import TASKS
 from neuroweaver.users import LOCAL_USER, User
 from serving import archive as archives
@@ -125,6 +127,30 @@ def test_registered_versions_that_are_not_deployed_are_archived(app: FastAPI, ve
         "performance": {"avgResponseTime": 0, "successRate": 1, "totalRequests": 0},
     }  # fmt: skip
     assert call(app, "GET", f"{MODELS}/automotive-sales@3").status_code == 404
+
+
+def test_what_a_job_makes_is_in_training_until_the_job_has_ended(app: FastAPI, settings: Settings) -> None:
+    jobs = Jobs(open_store(settings))
+    for job_id, model_type in (("job_1", "automotive-sales"), ("job_2", "finance-assistant"), ("job_3", "?")):
+        jobs.create(model_type, {}, job_id=job_id)
+    jobs.move("job_2", JobState.RUNNING, "begins")
+
+    def listed(**params: Any) -> list[str]:
+        models = call(app, "GET", MODELS, params={"status": "training", **params}).json()["data"]["models"]
+        assert all((each["deployable"], "deploymentUrl" in each) == (False, False) for each in models)
+        return [each["id"] for each in models]
+
+    assert listed() == ["job_1", "job_2"]
+    assert listed(type="finance-assistant") == ["job_2"]
+    assert call(app, "GET", f"{MODELS}/job_2").json()["data"] == {
+        "id": "job_2", "name": "Finance Assistant in training", "type": "finance-assistant",
+        "status": "training", "accuracy": 0, "costPerRequest": 0, "deployable": False, "version": "in training", "maxConcurrency": 0,
+        "trainingData": {"datasetSize": 0, "lastTrainingDate": jobs.get("job_2").started_at, "trainingDuration": 0},
+        "performance": {"avgResponseTime": 0, "successRate": 1, "totalRequests": 0},
+    }  # fmt: skip
+    jobs.move("job_1", JobState.CANCELLED, "not wanted")
+    assert listed() == ["job_2"]
+    assert call(app, "GET", f"{MODELS}/job_1").status_code == 404
 
 
 def test_models_are_filtered_by_type_and_status_and_paged(app: FastAPI, versions: list[Version]) -> None:
