@@ -205,6 +205,7 @@ def test_a_job_that_was_cancelled_and_lost_its_head_ends_with_the_weights_of_an_
     command = place.call("train", str(place.config))
     place.wait_for_checkpoint()
     family = command.family()
+    assert {one.nice() for one in family if "RayTrainWorker" in str(one.cmdline())} == {psutil.Process().nice()}
     code, said = place.invoke("jobs", "cancel", place.job().id)
 
     assert (code, place.job().state) == (0, "cancelled"), said
