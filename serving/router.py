@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from neuroweaver.errors import NeuroWeaverError, NotFoundError, UsageError
 from neuroweaver.routing.breaker import Breaker, Phase
-from neuroweaver.routing.candidates import PRODUCTION, Candidate, Demand
+from neuroweaver.routing.candidates import PRODUCTION, Candidate, Demand, Override
 from neuroweaver.routing.decision import Decision, Health, decide
 from neuroweaver.routing.window import Observation, Window
 from neuroweaver.users import LOCAL_USER, User
@@ -177,9 +177,19 @@ class Router:
         """About as long as an answer takes."""
         return max(1, math.ceil(self._health(candidate.id).window.quantile_seconds(0.5) or 1.0))
 
+    def _named(self, override: Override) -> ServedModel:
+        """Raises NotFoundError."""
+        try:
+            return self._catalog.find(override.model_id)
+        except NotFoundError:
+            if override.id is None:
+                raise
+            gone = f"override {override.id} names {override.model_id}, which is not deployed any more"
+            raise NotFoundError(f"{gone}: remove the override, or deploy the model") from None
+
     def _candidates(self, demand: Demand) -> list[Candidate]:
         if demand.override is not None:
-            model = self._catalog.find(demand.override.model_id)
+            model = self._named(demand.override)
             live = self._fleet.of_model(model.id)
             return [_of_model(model) if live is None else _deployed(live)]
         seen = [each for each in self._fleet.live() if self._user.sees(each.model.department)]
