@@ -33,6 +33,7 @@ from serving.executions import ExecutionLog
 from serving.fleet import Fleet
 from serving.overrides import StandingOverrides
 from serving.router import Router
+from serving.routing_metrics import RoutingMetrics
 from serving.submission import Submissions
 from serving.training import Training
 
@@ -56,6 +57,7 @@ def create_app(
     Without `access` every caller is the local user: right on loopback alone, where nobody else can call.
     Whoever gives `executions` closes them.
     `app.state.events` is its EventStream: the app's lifespan starts and stops it, or whoever mounts the app does.
+    `app.state.routing` has the metrics of its router.
     Raises what `open_store` raises.
     """
     fleet = fleet or create_fleet(engine, catalog, settings)
@@ -75,6 +77,7 @@ def create_app(
         lifespan=events.running,
     )  # fmt: skip
     app.state.events = events
+    app.state.routing = RoutingMetrics(requests.standings)
     errors.install(app)
     app.add_middleware(BodyLimit, larger={PREFIX + path: upload_bytes for path in UPLOADING})
     app.add_middleware(Gate, access=access)  # before the bodies

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Environment = Literal["staging", "production"]
 Duration = Literal["session", "workflow", "permanent"]
 
 PRODUCTION: Environment = "production"
+ENVIRONMENTS: tuple[Environment, ...] = get_args(Environment)
 
 
 @dataclass(frozen=True)
