@@ -17,6 +17,14 @@ Permission = Literal[
 ROLES: tuple[Role, ...] = get_args(Role)
 CUSTOMER_PII: Permission = "customerPII"
 
+# Who may say by hand which model answers their requests, by how long that is to hold: one of these is needed.
+OVERRIDING: Mapping[str, tuple[Permission, ...]] = {
+    "session": ("executeWorkflows", "testModels"),
+    "workflow": ("executeWorkflows", "editWorkflows"),
+    "permanent": ("deployModels",),
+}
+OVERRIDES_OF_OTHERS: Permission = "configureModels"  # sees and removes them
+
 # Roles that see every department; the others see those that their token names.
 EVERYWHERE: frozenset[Role] = frozenset(("admin", "editor"))
 

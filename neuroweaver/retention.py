@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from neuroweaver.errors import NeuroWeaverError
 from neuroweaver.events import EventLog
 from neuroweaver.executions import Executions
+from neuroweaver.overrides import Overrides
 from neuroweaver.settings import Settings
 from neuroweaver.store import Store
 
@@ -31,6 +32,7 @@ class Rule:
 RULES = (
     Rule("events", lambda chosen: chosen.keep_events_days, lambda store, time: EventLog(store).prune(time)),
     Rule("executions", lambda chosen: chosen.keep_executions_days, lambda store, time: Executions(store).prune(time)),
+    Rule("overrides", lambda chosen: chosen.keep_overrides_days, lambda store, time: Overrides(store).prune(time)),
 )
 
 

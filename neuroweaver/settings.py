@@ -50,6 +50,9 @@ class Settings(BaseSettings):
     store_url: str = Field("", description="the database of jobs and events; empty: SQLite under `home`")
     keep_events_days: float = Field(14, gt=0, le=36_500, description="how long events are kept in the store")
     keep_executions_days: float = Field(30, gt=0, le=36_500, description="how long executions are kept in the store")
+    keep_overrides_days: float = Field(
+        90, gt=0, le=36_500, description="how long routing overrides that have ended are kept in the store"
+    )
     mlflow_wait_minutes: float = Field(720, ge=0, description="how long a trained job waits for an MLflow that is away")
     host: str = Field("127.0.0.1", description="address the service binds")
     port: int = Field(3000, ge=1, le=65535, description="port the service binds")

@@ -133,6 +133,25 @@ EXECUTIONS = Table(
     Column("error", String(MAX_ERROR)),
     Index("ix_executions_model", "model_id", "at"),
 )
+OVERRIDES = Table(
+    "routing_overrides",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("user", String(255), nullable=False),
+    Column("duration", String(16), nullable=False),
+    Column("scope", String(64), nullable=False),
+    Column("workflow_id", String(255)),
+    Column("model_type", String(64), nullable=False),
+    Column("model_id", String(255), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", String(32), nullable=False, index=True),
+    Column("ends_at", String(32)),
+    Column("ended_at", String(32)),
+    Index(
+        "ix_routing_overrides_once", "user", "duration", "scope", "model_type", unique=True,
+        sqlite_where=text("ended_at IS NULL"), postgresql_where=text("ended_at IS NULL"),
+    ),
+)  # fmt: skip
 IDEMPOTENCY_KEYS = Table(
     "idempotency_keys",
     METADATA,

@@ -10,10 +10,11 @@ from neuroweaver import __version__
 from neuroweaver.deployments import Deployments
 from neuroweaver.events import EventLog
 from neuroweaver.executions import Executions
+from neuroweaver.overrides import Overrides
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from serving import registry
-from serving.api import deployments, errors, health, logs, models, openai, prompts, routing
+from serving.api import deployments, errors, health, logs, models, openai, overrides, prompts, routing
 from serving.api import training as training_api
 from serving.api.bodies import MAX_BYTES, BodyLimit
 from serving.api.documentation import DocumentedApi
@@ -30,7 +31,9 @@ from serving.events.socket_io import SocketIO
 from serving.events.stream import EventStream
 from serving.executions import ExecutionLog
 from serving.fleet import Fleet
+from serving.overrides import StandingOverrides
 from serving.router import Router
+from serving.routing_metrics import RoutingMetrics
 from serving.submission import Submissions
 from serving.training import Training
 
@@ -54,6 +57,7 @@ def create_app(
     Without `access` every caller is the local user: right on loopback alone, where nobody else can call.
     Whoever gives `executions` closes them.
     `app.state.events` is its EventStream: the app's lifespan starts and stops it, or whoever mounts the app does.
+    `app.state.routing` has the metrics of its router.
     Raises what `open_store` raises.
     """
     fleet = fleet or create_fleet(engine, catalog, settings)
@@ -63,6 +67,7 @@ def create_app(
     requests = Router(
         catalog, fleet, settings.request_timeout_seconds, by_performance=settings.routing_by_performance
     )  # fmt: skip
+    standing = StandingOverrides(Overrides(open_store(settings)))
     log = EventLog(open_store(settings))
     checks = HealthChecks(log, fleet, requests, settings.health_interval_seconds)
     events = EventStream(log, checks, access, catalog, settings)
@@ -72,6 +77,7 @@ def create_app(
         lifespan=events.running,
     )  # fmt: skip
     app.state.events = events
+    app.state.routing = RoutingMetrics(requests.standings)
     errors.install(app)
     app.add_middleware(BodyLimit, larger={PREFIX + path: upload_bytes for path in UPLOADING})
     app.add_middleware(Gate, access=access)  # before the bodies
@@ -79,12 +85,14 @@ def create_app(
     archive = Archive(partial(registry.versions, settings))
     app.include_router(models.router(catalog, fleet, archive, training, executions, settings), prefix=PREFIX)
     app.include_router(deployments.router(fleet), prefix=PREFIX)
-    app.include_router(routing.router(requests, catalog), prefix=PREFIX)
+    app.include_router(routing.router(requests, catalog, standing), prefix=PREFIX)
+    app.include_router(overrides.router(standing), prefix=PREFIX)
     app.include_router(training_api.router(training), prefix=PREFIX)
-    app.include_router(prompts.router(Submissions(engine, catalog, requests, executions, settings)), prefix=PREFIX)
+    submissions = Submissions(engine, catalog, requests, standing, executions, settings)
+    app.include_router(prompts.router(submissions), prefix=PREFIX)
     app.include_router(logs.router(executions), prefix=PREFIX)
     chats = Chats(engine, requests, executions, settings, base_name)
-    app.include_router(openai.router(chats, catalog, settings, base_name))
+    app.include_router(openai.router(chats, catalog, standing, settings, base_name))
     app.include_router(websocket.router(events))
     app.mount(SOCKET_IO_PATH, SocketIO(events, access, settings.max_event_sockets))
     return app

@@ -58,6 +58,10 @@ class Fleet:
         """Those that take requests, the oldest first."""
         return [each for each in list(self._live.values()) if each.active]
 
+    def loaded(self) -> list[Live]:
+        """Those that take requests, and those that drain."""
+        return list(self._live.values())
+
     def of_model(self, model_id: str) -> Live | None:
         """The one in production, where the model is deployed in both environments."""
         found = [each for each in self.live() if each.record.model_id == model_id]

@@ -22,6 +22,10 @@ class Limiter:
         self._drained: list[asyncio.Future[None]] = []
 
     @property
+    def limit(self) -> int:
+        return self._limit
+
+    @property
     def in_flight(self) -> int:
         return self._in_flight
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from itertools import product
 from time import monotonic
 from typing import TypeVar
 
 from neuroweaver.errors import NeuroWeaverError, NotFoundError, UsageError
 from neuroweaver.routing.breaker import Breaker, Phase
-from neuroweaver.routing.candidates import PRODUCTION, Candidate, Demand
-from neuroweaver.routing.decision import Decision, Health, decide
+from neuroweaver.routing.candidates import ENVIRONMENTS, PRODUCTION, Candidate, Demand, Override
+from neuroweaver.routing.decision import Decision, Health, Judgement, decide
+from neuroweaver.routing.prediction import Prediction
 from neuroweaver.routing.window import Observation, Window
 from neuroweaver.users import LOCAL_USER, User
+from neuroweaver.vocabulary import MODEL_TYPES
 from serving.catalog import Catalog, ServedModel
 from serving.engine.protocol import DeadlineError, EngineError, NoMemoryError, QueueFullError, TryAgainError
 from serving.fleet import Fleet, Live
 from serving.limiter import LimitReachedError
+from serving.standings import Standing, Tally
 
 CHAMPION_WEIGHT = 100.0  # of a champion that nobody has deployed
 FIRST_SHARE = 2 / 3  # of the time left, for an attempt that another one may follow
@@ -62,6 +67,7 @@ class Router:
         self._by_performance = by_performance
         self._clock = clock
         self._healths: dict[str, Health] = {}
+        self._tallies: dict[str, Tally] = {}
         self._user = LOCAL_USER
 
     def seen_by(self, user: User) -> Router:
@@ -94,11 +100,13 @@ class Router:
             try:
                 turn = await self._admitted(demand, decision, candidate, left)
             except LimitReachedError:
+                self._tally(candidate.id).refused += 1
                 if candidate is decision.chosen:
                     raise
                 continue
             if turn is None:
                 continue
+            self._tally(candidate.id).fallbacks += candidate is not decision.chosen
             given = (deadline - self._clock()) * (1 if candidate is decision.order[-1] else FIRST_SHARE)
             try:
                 return turn, await start(turn.model, given)
@@ -114,6 +122,17 @@ class Router:
         """Whether a deployment takes requests, and what its recent ones were like."""
         now, health = self._clock(), self._health(candidate_id)
         return health.breaker.phase(now), health.window.recent(now)
+
+    def standings(self) -> list[Standing]:
+        """Of all that is loaded, and of champions that nobody has deployed."""
+        judged: dict[str, Judgement] = {}
+        for model_type, environment in product(MODEL_TYPES, ENVIRONMENTS):
+            with contextlib.suppress(NotFoundError):
+                found = self.decide(Demand("", model_type, environment)).judgements
+                judged |= {each.candidate.id: each for each in found if each.candidate.environment == environment}
+        draining = [_deployed(live) for live in self._fleet.loaded() if live.record.id not in judged]
+        judgements = [*judged.values(), *(Judgement(each, (), 0.0, Prediction()) for each in draining)]
+        return [self._standing(each) for each in judgements]
 
     def verdict(self, error: BaseException, given_seconds: float) -> bool | None:
         """False where a failure is the model's own, and None where it tells nothing of it.
@@ -163,9 +182,22 @@ class Router:
         observation = Observation(
             now, answered, now - begun, demand.input_length, cost_usd, predicted.seconds, predicted.cost_usd
         )
-        self._healths[candidate.id] = Health(
-            health.breaker.noted(answered, now, probe=probe), health.window.having(observation)
-        )
+        breaker = health.breaker.noted(answered, now, probe=probe)
+        self._healths[candidate.id] = Health(breaker, health.window.having(observation))
+        tally = self._tally(candidate.id)
+        tally.answered += answered
+        tally.failed += not answered
+        tally.seconds += now - begun if answered else 0.0
+        tally.ejections += breaker.ejected_until not in (None, health.breaker.ejected_until)
+
+    def _standing(self, judgement: Judgement) -> Standing:
+        name = judgement.candidate.id
+        live, (phase, _) = self._fleet.find(name), self.standing(name)
+        limiter = None if live is None else live.limiter
+        return Standing(judgement.candidate, limiter, judgement.share, phase, judgement.prediction, self._tally(name))
+
+    def _tally(self, candidate_id: str) -> Tally:
+        return self._tallies.setdefault(candidate_id, Tally())
 
     def _health(self, candidate_id: str) -> Health:
         return self._healths.get(candidate_id, Health())
@@ -177,9 +209,19 @@ class Router:
         """About as long as an answer takes."""
         return max(1, math.ceil(self._health(candidate.id).window.quantile_seconds(0.5) or 1.0))
 
+    def _named(self, override: Override) -> ServedModel:
+        """Raises NotFoundError."""
+        try:
+            return self._catalog.find(override.model_id)
+        except NotFoundError:
+            if override.id is None:
+                raise
+            gone = f"override {override.id} names {override.model_id}, which is not deployed any more"
+            raise NotFoundError(f"{gone}: remove the override, or deploy the model") from None
+
     def _candidates(self, demand: Demand) -> list[Candidate]:
         if demand.override is not None:
-            model = self._catalog.find(demand.override.model_id)
+            model = self._named(demand.override)
             live = self._fleet.of_model(model.id)
             return [_of_model(model) if live is None else _deployed(live)]
         seen = [each for each in self._fleet.live() if self._user.sees(each.model.department)]

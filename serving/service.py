@@ -32,6 +32,7 @@ from serving.engine.supervisor import Supervisor
 from serving.events.stream import EventStream
 from serving.executions import ExecutionLog
 from serving.metrics import Timings, render
+from serving.routing_metrics import RoutingMetrics
 from serving.stopping import before_exit
 from serving.tracing import Spans
 from serving.training import Training
@@ -75,6 +76,7 @@ class NeuroWeaver:
         self._stopped = threading.Event()
         self._failed = False
         self._events: EventStream | None = None
+        self._routing: RoutingMetrics | None = None
         self._loop = asyncio.get_running_loop()
         before_exit(self._loop, self._close_sockets)  # after uvicorn has said what a signal does
         threading.Thread(target=self._load, name="loader", daemon=True).start()
@@ -103,7 +105,7 @@ class NeuroWeaver:
         pruning = (open_store(chosen), chosen, self._stopped)
         threading.Thread(target=retention.keep_pruning, args=pruning, name="retention", daemon=True).start()
         app = create_app(engines, catalog, chosen, base.title, fleet, access, self._executions, training)
-        self._events = app.state.events
+        self._events, self._routing = app.state.events, app.state.routing
         asyncio.run_coroutine_threadsafe(self._events.start(), self._loop).result(60)  # BentoML runs no lifespan of it
         front.app = app
         self._look_after(training)
@@ -151,8 +153,11 @@ class NeuroWeaver:
         return stats.alive
 
     def __metrics__(self, text: str) -> str:
-        """BentoML's metrics and the engine's."""
-        return text if self._engine is None else text + render(self._engine.stats()) + self._timings.render()
+        """BentoML's metrics, the engine's, and the router's once the models are there."""
+        if self._engine is None:
+            return text
+        routing = "" if self._routing is None else self._routing.render()
+        return text + render(self._engine.stats()) + self._timings.render() + routing
 
     async def _close_sockets(self) -> None:
         """While they can still be told why: uvicorn would only say that it restarts."""

@@ -13,6 +13,7 @@ from uuid import uuid4
 from neuroweaver import answers, prompts, responses, tasks
 from neuroweaver.contracts import AIResponse, PromptSubmissionRequest, ResponseMetadata
 from neuroweaver.errors import NeuroWeaverError, UsageError
+from neuroweaver.overrides import Asker
 from neuroweaver.readings import Reading
 from neuroweaver.routing.candidates import Demand, Override
 from neuroweaver.settings import Settings
@@ -23,6 +24,7 @@ from serving.catalog import Catalog, ServedModel
 from serving.chat import Piece, begun
 from serving.engine.protocol import Engine, EngineAnswer, EngineRequest, Message
 from serving.executions import ExecutionLog, Running
+from serving.overrides import StandingOverrides
 from serving.router import Router, Turn
 
 _log = logging.getLogger(__name__)
@@ -71,19 +73,22 @@ def prepare(request: PromptSubmissionRequest, catalog: Catalog, settings: Settin
 class Submissions:
     """Prompts on their way, through the router to a model and back, logged as executions."""
 
-    def __init__(self, engine: Engine, catalog: Catalog, router: Router, log: ExecutionLog, settings: Settings) -> None:
-        self._engine, self._catalog, self._router, self._log = engine, catalog, router, log
-        self._settings = settings
+    def __init__(
+        self, engine: Engine, catalog: Catalog, router: Router, standing: StandingOverrides, log: ExecutionLog,
+        settings: Settings,
+    ) -> None:  # fmt: skip
+        self._engine, self._catalog, self._router, self._standing = engine, catalog, router, standing
+        self._log, self._settings = log, settings
 
     def seen_by(self, user: User) -> Submissions:
         """The same, for requests of `user`."""
         catalog, router = self._catalog.seen_by(user), self._router.seen_by(user)
-        return Submissions(self._engine, catalog, router, self._log, self._settings)
+        return Submissions(self._engine, catalog, router, self._standing, self._log, self._settings)
 
-    async def answer(self, request: PromptSubmissionRequest, workflow_id: str | None = None) -> AIResponse:
-        """Raises what `prepare`, `Router.begin` and `Engine.submit` raise, and InvalidAnswerError."""
-        submission = prepare(request, self._catalog, self._settings)
-        with self._begin(submission, workflow_id) as running:
+    async def answer(self, request: PromptSubmissionRequest, asker: Asker) -> AIResponse:
+        """Raises what `prepare`, the store, `Router.begin` and `Engine.submit` raise, and InvalidAnswerError."""
+        submission = await self._prepared(request, asker)
+        with self._begin(submission, asker.workflow_id) as running:
 
             async def ask(model: ServedModel, seconds: float) -> EngineAnswer:
                 running.given_to(model.id)
@@ -93,14 +98,14 @@ class Submissions:
             return self._end(request, submission, turn, answer, running)
 
     async def stream(
-        self, request: PromptSubmissionRequest, workflow_id: str | None = None
+        self, request: PromptSubmissionRequest, asker: Asker
     ) -> tuple[str, AsyncGenerator[str | AIResponse]]:
         """Who answers, and the same in pieces of the model's JSON as it is written, with the whole answer at the end.
 
         The answer has begun when this returns; from then on there is no other model to fall back to.
         """
-        submission = prepare(request, self._catalog, self._settings)
-        running = self._begin(submission, workflow_id)
+        submission = await self._prepared(request, asker)
+        running = self._begin(submission, asker.workflow_id)
         deadline = monotonic() + submission.timeout_seconds
 
         async def ask(model: ServedModel, seconds: float) -> AsyncIterator[Piece]:
@@ -134,6 +139,11 @@ class Submissions:
             raise
         finally:
             turn.end(None)
+
+    async def _prepared(self, request: PromptSubmissionRequest, asker: Asker) -> Submission:
+        """Under the override that holds for it."""
+        submission = prepare(request, self._catalog, self._settings)
+        return replace(submission, demand=await self._standing.applied(submission.demand, asker))
 
     def _begin(self, submission: Submission, workflow_id: str | None) -> Running:
         task, override = submission.task, submission.demand.override
@@ -178,7 +188,7 @@ def _respond(
     running: Running,
     cost_usd: float,
 ) -> AIResponse:
-    task, milliseconds = submission.task, running.seconds * 1000
+    task, milliseconds, override = submission.task, running.seconds * 1000, submission.demand.override
     _log.info(
         "%s %s answered by %s in %.0f ms (%d + %d tokens)",
         running.request_id, task.name, model.id, milliseconds, answer.prompt_tokens, answer.answer_tokens,
@@ -194,6 +204,7 @@ def _respond(
         metadata=ResponseMetadata(
             processing_steps=[
                 f"filled template {task.template_id}",
+                *([f"took {model.id}, as override {override.id} says"] if override and override.id else []),
                 f"generated {answer.answer_tokens} tokens with {model.id}",
                 f"checked against the schema of {task.name}",
                 "derived fields, actions and compliance flags by rule",

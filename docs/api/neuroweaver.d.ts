@@ -201,10 +201,57 @@ export interface paths {
          * Select
          * @description Which model would answer now, which others were considered, and why not those. Nothing is sent to any.
          *
+         *     A `manualOverride` that chooses its model holds from now on for the caller's prompts of that model type: in
+         *     this session, in the workflow of `X-Workflow-Id`, or until it is removed.
+         *
          *     Needs `executeWorkflows` or `testModels`.
          */
         post: operations["routing-select"];
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/routing/overrides": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Overrides
+         * @description The caller's overrides, the oldest first; with `configureModels` everybody's.
+         *
+         *     Needs `executeWorkflows` or `testModels`.
+         */
+        get: operations["routing-list_overrides"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/routing/overrides/{override_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        post?: never;
+        /**
+         * Remove Override
+         * @description From now on the router chooses again. One that has ended already is 409.
+         *
+         *     Needs `executeWorkflows` or `testModels`.
+         */
+        delete: operations["routing-remove_override"];
         options?: never;
         head?: never;
         patch?: never;
@@ -604,6 +651,17 @@ export interface components {
             errors?: string[];
             pagination?: components["schemas"]["PaginationMeta"];
         };
+        APIResponse_OverrideList_: {
+            /**
+             * @default true
+             * @constant
+             */
+            success: true;
+            data: components["schemas"]["OverrideList"];
+            message?: string;
+            errors?: string[];
+            pagination?: components["schemas"]["PaginationMeta"];
+        };
         APIResponse_PromptTemplates_: {
             /**
              * @default true
@@ -622,6 +680,17 @@ export interface components {
              */
             success: true;
             data: components["schemas"]["RoutingDecision"];
+            message?: string;
+            errors?: string[];
+            pagination?: components["schemas"]["PaginationMeta"];
+        };
+        APIResponse_StandingOverride_: {
+            /**
+             * @default true
+             * @constant
+             */
+            success: true;
+            data: components["schemas"]["StandingOverride"];
             message?: string;
             errors?: string[];
             pagination?: components["schemas"]["PaginationMeta"];
@@ -1014,6 +1083,9 @@ export interface components {
             priority: "high" | "medium" | "low";
             automated: boolean;
         };
+        OverrideList: {
+            overrides: components["schemas"]["StandingOverride"][];
+        };
         /** @description Where a list's page stands in the whole list; pages count from 1. */
         PaginationMeta: {
             page: number;
@@ -1103,12 +1175,12 @@ export interface components {
             dataSourcesUsed: string[];
             complianceFlags?: ("PII_REDACTED" | "NPI_DETECTED" | "CREDIT_DECISION_BLOCKED" | "ADVERSE_ACTION_ESCALATE" | "CONSENT_MISSING" | "OPT_OUT_DETECTED" | "DELETION_REQUEST" | "REG_Z_DISCLOSURE_REQUIRED" | "SAFETY_CRITICAL" | "RECALL_CHECK_ADVISED" | "UNVERIFIED_PRICE" | "UNVERIFIED_PART")[];
         };
-        /** @description `chosen` is left out where every candidate was refused. */
+        /** @description `chosen` is left out where every candidate was refused; `override` is the one that it was chosen by. */
         RoutingDecision: {
             chosen?: components["schemas"]["SelectedModel"];
             fallbacks: components["schemas"]["SelectedModel"][];
             candidates: components["schemas"]["ConsideredModel"][];
-            override?: components["schemas"]["ManualOverride"];
+            override?: components["schemas"]["StandingOverride"];
         };
         /** @description All None where the file could not be read. */
         RowCounts: {
@@ -1121,6 +1193,25 @@ export interface components {
         SelectedModel: {
             modelId: string;
             deploymentId?: string;
+        };
+        /**
+         * @description An override of `user`, for prompts of `model_type`. Without `ends_at` it holds until it is removed.
+         *
+         *     `reason` and `workflow_id` are shown without personal data.
+         */
+        StandingOverride: {
+            id: string;
+            user: string;
+            modelId: string;
+            modelType: string;
+            reason: string;
+            /** @enum {string} */
+            duration: "session" | "workflow" | "permanent";
+            workflowId?: string;
+            createdAt: string;
+            endsAt?: string;
+            /** @description when it was removed or replaced */
+            endedAt?: string;
         };
         StreamOptions: {
             /** @default false */
@@ -2326,7 +2417,10 @@ export interface operations {
     "routing-select": {
         parameters: {
             query?: never;
-            header?: never;
+            header?: {
+                /** @description the workflow that asks, as `GET /logs/execution` is to name it */
+                "X-Workflow-Id"?: string | null;
+            };
             path?: never;
             cookie?: never;
         };
@@ -2398,12 +2492,117 @@ export interface operations {
             401: components["responses"]["Unauthenticated"];
             403: components["responses"]["Forbidden"];
             404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
             413: components["responses"]["TooLarge"];
             415: components["responses"]["WrongMediaType"];
             422: components["responses"]["InvalidContent"];
             429: components["responses"]["LimitReached"];
             500: components["responses"]["Internal"];
             503: components["responses"]["Unavailable"];
+            507: components["responses"]["DiskFull"];
+        };
+    };
+    "routing-list_overrides": {
+        parameters: {
+            query?: {
+                status?: "holding" | "ended";
+                /** @description from 1 */
+                page?: number;
+                /** @description items on a page */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": true,
+                     *       "data": {
+                     *         "overrides": [
+                     *           {
+                     *             "id": "ovr_0123456789ab",
+                     *             "user": "ada",
+                     *             "modelId": "automotive-sales@3",
+                     *             "modelType": "automotive-sales",
+                     *             "reason": "version 3 answers trade-ins better",
+                     *             "duration": "session",
+                     *             "createdAt": "2026-01-15T09:30:00.000000Z",
+                     *             "endsAt": "2026-01-15T17:30:00.000000Z"
+                     *           }
+                     *         ]
+                     *       },
+                     *       "pagination": {
+                     *         "page": 1,
+                     *         "limit": 20,
+                     *         "total": 1,
+                     *         "totalPages": 1
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["APIResponse_OverrideList_"];
+                };
+            };
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            422: components["responses"]["InvalidContent"];
+            429: components["responses"]["LimitReached"];
+            500: components["responses"]["Internal"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    "routing-remove_override": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                override_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": true,
+                     *       "data": {
+                     *         "id": "ovr_0123456789ab",
+                     *         "user": "ada",
+                     *         "modelId": "automotive-sales@3",
+                     *         "modelType": "automotive-sales",
+                     *         "reason": "version 3 answers trade-ins better",
+                     *         "duration": "session",
+                     *         "createdAt": "2026-01-15T09:30:00.000000Z",
+                     *         "endsAt": "2026-01-15T17:30:00.000000Z",
+                     *         "endedAt": "2026-01-15T09:30:00.000000Z"
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["APIResponse_StandingOverride_"];
+                };
+            };
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            409: components["responses"]["Conflict"];
+            429: components["responses"]["LimitReached"];
+            500: components["responses"]["Internal"];
+            503: components["responses"]["Unavailable"];
+            507: components["responses"]["DiskFull"];
         };
     };
     "training-upload": {

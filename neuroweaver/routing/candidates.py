@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Environment = Literal["staging", "production"]
 Duration = Literal["session", "workflow", "permanent"]
 
 PRODUCTION: Environment = "production"
+ENVIRONMENTS: tuple[Environment, ...] = get_args(Environment)
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Override:
-    """A person's word on which model answers, and why. It stands above weights, health and limits of the request."""
+    """A person's word on which model answers, and why. It stands above weights, health and limits of the request.
+
+    `id` is that of the stored one that the request is under; None for a request that names its model itself.
+    """
 
     model_id: str
     reason: str
     duration: Duration = "session"
+    id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ _MORE: Mapping[tuple[str, str], tuple[int, ...]] = {
     ("patch", "/api/v1/deployments/{deployment_id}"): (409, 412, 507),
     ("delete", "/api/v1/deployments/{deployment_id}"): (409, 507),
     ("post", "/api/v1/prompts"): (404, 504),
-    ("post", "/api/v1/routing/select"): (404,),
+    ("post", "/api/v1/routing/select"): (404, 409, 507),
+    ("delete", "/api/v1/routing/overrides/{override_id}"): (409, 507),
     ("post", "/api/v1/training/upload"): (408, 409, 504, 507),
     ("post", "/api/v1/training/validate-dataset"): (408, 504, 507),
     ("post", "/api/v1/training/automotive/start"): (404, 409, 504, 507),
@@ -42,6 +43,7 @@ _LINKS: Mapping[tuple[str, str], tuple[tuple[str, str, str], ...]] = {
         (f"deployments-{name}", "deployment_id", "/data/deploymentId")
         for name in ("get_deployment", "change_deployment", "undeploy")
     ),
+    ("post", "/api/v1/routing/select"): (("routing-remove_override", "override_id", "/data/override/id"),),
     ("post", "/api/v1/prompts"): (("logs-list_executions", "workflowId", "/data/requestId"),),
     ("post", "/api/v1/training/automotive/start"): tuple(
         (f"training-{name}", "job_id", "/data/jobId") for name in ("get_training_job", "cancel_training_job")

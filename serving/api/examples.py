@@ -52,6 +52,7 @@ from serving.api.openai_shapes import (
     PromptTokensDetails,
     Usage,
 )
+from serving.api.override_shapes import OverrideList, StandingOverride
 from serving.api.performance_shapes import (
     AutomotiveSpecificMetrics,
     ModelPerformanceData,
@@ -129,6 +130,10 @@ def examples() -> Mapping[tuple[str, str], Example]:
         ),
         ("delete", "/api/v1/deployments/{deployment_id}"): _example(None, drained),
         ("post", "/api/v1/routing/select"): _example(_selection(), _decision()),
+        ("get", "/api/v1/routing/overrides"): _example(None, OverrideList(overrides=[_override()]), total=1),
+        ("delete", "/api/v1/routing/overrides/{override_id}"): _example(
+            None, _override().model_copy(update={"ended_at": _AT})
+        ),
         ("get", "/api/v1/prompts/templates"): _example(None, PromptTemplates(templates=[_template()]), total=1),
         ("post", "/api/v1/prompts"): _example(
             _prompt(), response, stream=f"event: response\ndata: {_text(APIResponse(data=response))}\n\n"
@@ -233,6 +238,14 @@ def _decision() -> RoutingDecision:
     )  # fmt: skip
     chosen = SelectedModel(model_id=_MODEL, deployment_id=_DEPLOYMENT)
     return RoutingDecision(chosen=chosen, fallbacks=[], candidates=[considered])
+
+
+def _override() -> StandingOverride:
+    return StandingOverride(
+        id="ovr_0123456789ab", user="ada", model_id=_MODEL, model_type="automotive-sales",
+        reason="version 3 answers trade-ins better", duration="session", created_at=_AT,
+        ends_at="2026-01-15T17:30:00.000000Z",
+    )  # fmt: skip
 
 
 def _template() -> PromptTemplate:

@@ -16,7 +16,7 @@ from neuroweaver.inference.sampling import Sampling
 from neuroweaver.routing.candidates import Demand, Override
 from neuroweaver.settings import Price, Settings
 from neuroweaver.vocabulary import MODEL_TYPES
-from serving.api.bodies import WorkflowId, require_json
+from serving.api.bodies import require_json
 from serving.api.callers import while_connected
 from serving.api.errors import openai_error
 from serving.api.openai_shapes import (
@@ -35,17 +35,21 @@ from serving.api.openai_shapes import (
     TokenLogprob,
     Usage,
 )
+from serving.auth.asking import Asking
 from serving.auth.requirements import Caller, note_object, requires
 from serving.catalog import Catalog, ServedModel
 from serving.chat import Chats
 from serving.engine.protocol import EngineAnswer, EngineRequest, Message
+from serving.overrides import StandingOverrides
 
 ANSWER_TOKENS = 1024  # where the caller sets no limit
 
 _ASKING = requires("executeWorkflows", "testModels")
 
 
-def router(chats: Chats, catalog: Catalog, settings: Settings, base_name: str) -> APIRouter:
+def router(
+    chats: Chats, catalog: Catalog, standing: StandingOverrides, settings: Settings, base_name: str
+) -> APIRouter:  # fmt: skip
     routes = APIRouter(tags=["openai"], prefix="/v1")
 
     @routes.post(
@@ -53,11 +57,10 @@ def router(chats: Chats, catalog: Catalog, settings: Settings, base_name: str) -
         dependencies=[Depends(require_json), _ASKING, requires("customerPII")],
         response_model=ChatCompletion,
     )
-    async def complete(
-        body: ChatCompletionRequest, request: Request, user: Caller, workflow_id: WorkflowId = None
-    ) -> Response:
+    async def complete(body: ChatCompletionRequest, request: Request, user: Caller, asker: Asking) -> Response:
         """Continue a conversation by a model, its adapter, or the base model; the text goes out as it is written."""
         demand = None if body.model == base_name else _demand(body, catalog.seen_by(user))
+        demand = None if demand is None else await standing.applied(demand, asker)
         note_object(request, _object(demand) or base_name)
         seen = chats.seen_by(user)
         created = int(time.time())
@@ -66,7 +69,7 @@ def router(chats: Chats, catalog: Catalog, settings: Settings, base_name: str) -
             return _asked(body, adapter, seconds)
 
         if not body.stream:
-            identity, adapter, answer = await while_connected(request, seen.answer(demand, ask, workflow_id))
+            identity, adapter, answer = await while_connected(request, seen.answer(demand, ask, asker.workflow_id))
             note_object(request, adapter or base_name)
             price = settings.price_of(adapter)
             choice = Choice(
@@ -80,7 +83,7 @@ def router(chats: Chats, catalog: Catalog, settings: Settings, base_name: str) -
             return Response(whole.model_dump_json(), media_type="application/json")
 
         # What can't be answered at all has a status of its own.
-        identity, adapter, pieces = await while_connected(request, seen.stream(demand, ask, workflow_id))
+        identity, adapter, pieces = await while_connected(request, seen.stream(demand, ask, asker.workflow_id))
         note_object(request, adapter or base_name)
         price = settings.price_of(adapter)
 

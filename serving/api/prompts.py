@@ -16,11 +16,12 @@ from neuroweaver.permissions import CUSTOMER_PII
 from neuroweaver.prompts import OUTPUTS
 from neuroweaver.tasks import TASKS, Task
 from neuroweaver.users import User
-from serving.api.bodies import WorkflowId, require_json
+from serving.api.bodies import require_json
 from serving.api.callers import while_connected
 from serving.api.errors import body_of
 from serving.api.paging import Paged
 from serving.api.prompt_shapes import AnswerPiece, PromptTemplate, PromptTemplates
+from serving.auth.asking import Asking
 from serving.auth.requirements import Caller, note_object, requires
 from serving.submission import Submissions
 
@@ -48,7 +49,7 @@ def router(submissions: Submissions) -> APIRouter:
         dependencies=[Depends(require_json), _ASKING],
     )
     async def submit_prompt(
-        body: PromptSubmissionRequest, request: Request, user: Caller, workflow_id: WorkflowId = None
+        body: PromptSubmissionRequest, request: Request, user: Caller, asker: Asking
     ) -> APIResponse[AIResponse] | Response:
         """Answer a prompt template, filled from variables, with the model that serves it.
 
@@ -59,11 +60,11 @@ def router(submissions: Submissions) -> APIRouter:
         seen = submissions.seen_by(user)
         if EVENT_STREAM in request.headers.get("accept", ""):
             # What can't be answered at all has a status of its own.
-            model_id, pieces = await while_connected(request, seen.stream(body, workflow_id))
+            model_id, pieces = await while_connected(request, seen.stream(body, asker))
             note_object(request, model_id)
             events = _events(pieces, user)
             return StreamingResponse(events, media_type=EVENT_STREAM, headers={"Cache-Control": "no-store"})
-        answer = await while_connected(request, seen.answer(body, workflow_id))
+        answer = await while_connected(request, seen.answer(body, asker))
         note_object(request, answer.model_used)
         return APIResponse(data=_shown(answer, user))
 

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Request
+from starlette.exceptions import HTTPException
 
 from neuroweaver import tasks
 from neuroweaver.contracts import APIResponse
+from neuroweaver.errors import UsageError
+from neuroweaver.overrides import Asker, OverrideRecord
+from neuroweaver.permissions import OVERRIDING
 from neuroweaver.routing.candidates import Candidate, Demand, Override
 from neuroweaver.routing.decision import Decision, Judgement
+from neuroweaver.users import User
 from serving.api.bodies import require_json
-from serving.api.routing_shapes import ConsideredModel, ModelSelection, RoutingDecision, SelectedModel
+from serving.api.override_shapes import StandingOverride
+from serving.api.routing_shapes import ConsideredModel, ManualOverride, ModelSelection, RoutingDecision, SelectedModel
+from serving.auth.asking import Asking
 from serving.auth.requirements import Caller, note_object, requires
 from serving.catalog import Catalog
+from serving.overrides import StandingOverrides, under
 from serving.router import Router
 
-_log = logging.getLogger(__name__)
 
-
-def router(requests: Router, catalog: Catalog) -> APIRouter:
+def router(requests: Router, catalog: Catalog, standing: StandingOverrides) -> APIRouter:
     routes = APIRouter(tags=["routing"])
 
     @routes.post(
@@ -28,17 +33,42 @@ def router(requests: Router, catalog: Catalog) -> APIRouter:
         response_model_exclude_none=True,
         dependencies=[Depends(require_json), requires("executeWorkflows", "testModels")],
     )
-    async def select(body: ModelSelection, request: Request, user: Caller) -> APIResponse[RoutingDecision]:
-        """Which model would answer now, which others were considered, and why not those. Nothing is sent to any."""
+    async def select(
+        body: ModelSelection, request: Request, user: Caller, asker: Asking
+    ) -> APIResponse[RoutingDecision]:
+        """Which model would answer now, which others were considered, and why not those. Nothing is sent to any.
+
+        A `manualOverride` that chooses its model holds from now on for the caller's prompts of that model type: in
+        this session, in the workflow of `X-Workflow-Id`, or until it is removed.
+        """
+        if body.manual_override is not None:
+            _require_may_override(user, body.manual_override)
         demand = _demand(body, catalog.seen_by(user))
-        decision = requests.seen_by(user).decide(demand)
+        record = await standing.find(demand, asker)
+        decision = requests.seen_by(user).decide(under(demand, record))
         if decision.chosen is not None:
             note_object(request, decision.chosen.model_id)
-        if demand.override is not None:
-            _log.info("asked for %s by hand (%s)", demand.override.model_id, demand.override.duration)
-        return APIResponse(data=_wire(body, decision, requests))
+            if body.manual_override is not None:
+                record = await _set(body.manual_override, decision.chosen, asker, standing)
+                note_object(request, f"{record.id} {record.model_id} {record.duration}")
+        return APIResponse(data=_wire(decision, requests, record))
 
     return routes
+
+
+def _require_may_override(user: User, manual: ManualOverride) -> None:
+    needed = OVERRIDING[manual.duration]
+    if not any(user.may(permission) for permission in needed):
+        said = f"{' or '.join(needed)} is needed for an override with the duration {manual.duration}"
+        raise HTTPException(403, f"{said}; your role is {user.role or 'none'}")
+
+
+async def _set(
+    manual: ManualOverride, chosen: Candidate, asker: Asker, standing: StandingOverrides
+) -> OverrideRecord:  # fmt: skip
+    if chosen.model_type is None:
+        raise UsageError(f"{chosen.model_id} has no model_type, so there are no prompts for an override of it")
+    return await standing.set(asker, manual.duration, chosen.model_id, chosen.model_type, manual.reason)
 
 
 def _demand(body: ModelSelection, catalog: Catalog) -> Demand:
@@ -64,12 +94,12 @@ def _demand(body: ModelSelection, catalog: Catalog) -> Demand:
     )
 
 
-def _wire(body: ModelSelection, decision: Decision, requests: Router) -> RoutingDecision:
+def _wire(decision: Decision, requests: Router, record: OverrideRecord | None) -> RoutingDecision:
     return RoutingDecision(
         chosen=None if decision.chosen is None else _selected(decision.chosen),
         fallbacks=[_selected(each) for each in decision.fallbacks],
         candidates=[_considered(each, requests) for each in decision.judgements],
-        override=body.manual_override,
+        override=None if record is None else StandingOverride.of(record),
     )
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from neuroweaver.contracts import Name, Text, Wire
 from neuroweaver.routing.breaker import Phase
 from neuroweaver.routing.candidates import PRODUCTION, Duration, Environment
+from serving.api.override_shapes import StandingOverride
 
 TaskType = Literal["lead-qualification", "objection-handling", "service-diagnosis", "parts-lookup", "finance-answer"]
 
@@ -79,9 +80,9 @@ class ConsideredModel(SelectedModel):
 
 
 class RoutingDecision(Wire):
-    """`chosen` is left out where every candidate was refused."""
+    """`chosen` is left out where every candidate was refused; `override` is the one that it was chosen by."""
 
     chosen: SelectedModel | None = None
     fallbacks: list[SelectedModel]
     candidates: list[ConsideredModel]
-    override: ManualOverride | None = None
+    override: StandingOverride | None = None

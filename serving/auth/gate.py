@@ -30,7 +30,7 @@ SOCKET_IO_PATH = "/socket.io"
 
 _READING = frozenset(("GET", "HEAD", "OPTIONS"))
 # Ids that a route has found and noted; by chance some look like personal data. What a caller sends is not one of them.
-_OUR_ID = re.compile("(?:job|ds|dep)_[0-9a-f]{12,16}")
+_OUR_ID = re.compile("(?:job|ds|dep|ovr)_[0-9a-f]{12,16}")
 
 _log = logging.getLogger(__name__)
 
@@ -115,9 +115,10 @@ class _AuditedSend:
     @property
     def _object(self) -> str:
         noted = self._scope["state"].get("audited")
-        if noted and _OUR_ID.fullmatch(noted):
-            return str(noted)
-        named = noted or "/".join(map(str, self._scope.get("path_params", {}).values()))
+        named = str(noted or "/".join(map(str, self._scope.get("path_params", {}).values())))
+        first, space, rest = named.partition(" ")
+        if noted and _OUR_ID.fullmatch(first):
+            return first + space + pii.redact(rest[:1000])[0]
         return pii.redact(named[:1000])[0]
 
 

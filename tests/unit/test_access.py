@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping, MutableMapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from neuroweaver.deployments import Deployments
 from neuroweaver.errors import ConfigError, NotFoundError, StorageError
 from neuroweaver.issuer import LocalIssuer
 from neuroweaver.jobs import Jobs
+from neuroweaver.overrides import Asker, Overrides
 from neuroweaver.permissions import ROLES, Role
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
@@ -49,7 +51,10 @@ WRITTEN: dict[str, dict[str, Any]] = {
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "hello"}]}
 EVERY, PII, DEPLOYERS = set(ROLES), {"admin", "manager", "agent"}, {"admin", "manager"}
 WATCHERS = {"admin", "manager", "editor"}
-ACCEPTED = {"/api/v1/models/{model_id}/deploy", "DELETE", "/api/v1/training/automotive/start"}  # 202: it ends later
+ACCEPTED = {  # 202: it ends later
+    ("POST", "/api/v1/models/{model_id}/deploy"), ("DELETE", "/api/v1/deployments/{deployment_id}"),
+    ("POST", "/api/v1/training/automotive/start"),
+}  # fmt: skip
 DONE = {"WEBSOCKET": 101}
 UPLOAD = {"modelType": "automotive-sales", "dataFormat": "csv", "metadata": json.dumps(
     {"dealership": "north", "department": "sales", "dateRange": ["2025-01-01", "2025-01-31"]}
@@ -68,6 +73,8 @@ TABLE: dict[tuple[str, str], tuple[set[str], set[str]]] = {
     ("PATCH", "/api/v1/deployments/{deployment_id}"): (DEPLOYERS, DEPLOYERS),
     ("DELETE", "/api/v1/deployments/{deployment_id}"): (DEPLOYERS, DEPLOYERS),
     ("POST", "/api/v1/routing/select"): (EVERY, EVERY),
+    ("GET", "/api/v1/routing/overrides"): (EVERY, EVERY),
+    ("DELETE", "/api/v1/routing/overrides/{override_id}"): (EVERY, EVERY),
     ("GET", "/api/v1/prompts/templates"): (EVERY, EVERY),
     ("POST", "/api/v1/prompts"): (EVERY, EVERY),
     ("GET", "/api/v1/logs/execution"): (WATCHERS, WATCHERS),
@@ -202,9 +209,9 @@ def selection(department: str) -> dict[str, Any]:
     return {"autoSelection": {"taskType": TASK_OF[department].name}}
 
 
-def request_of(route: tuple[str, str], deployment_id: str, job_id: str = "job_1") -> dict[str, Any]:
+def request_of(route: tuple[str, str], deployment_id: str, override_id: str) -> dict[str, Any]:
     path = route[1].replace("{model_id}", "automotive-sales@1").replace("{deployment_id}", deployment_id)
-    path = path.replace("{job_id}", job_id)
+    path = path.replace("{job_id}", "job_1").replace("{override_id}", override_id)
     if path.endswith(("/upload", "/validate-dataset")):
         return {"method": route[0], "path": path, "data": UPLOAD, "files": {"file": ("a.csv", b"a")}}
     body = {
@@ -217,10 +224,10 @@ def request_of(route: tuple[str, str], deployment_id: str, job_id: str = "job_1"
     return {"method": route[0], "path": path} | ({} if body is None else {"json": body})
 
 
-def asked(app: FastAPI, route: tuple[str, str], token: str, deployment_id: str) -> int:
+def asked(app: FastAPI, route: tuple[str, str], token: str, deployment_id: str, override_id: str) -> int:
     """The status of a route's answer."""
     if route[0] != "WEBSOCKET":
-        return call(app, token=token, **request_of(route, deployment_id)).status_code
+        return call(app, token=token, **request_of(route, deployment_id, override_id)).status_code
     return asyncio.run(handshake(app, route[1], token))
 
 
@@ -291,9 +298,14 @@ def test_every_route_answers_the_roles_of_the_table(
     sales = deployed["automotive-sales"]
     Jobs(open_store(settings)).create("automotive-sales", {}, job_id="job_1")
 
-    answered = {route: asked(app, route, token, sales) for route in TABLE}
+    asker = Asker("ada", "a session", datetime.now(UTC), "wf-1")
+    override = Overrides(open_store(settings)).set(
+        asker, "workflow", "automotive-sales@2", "automotive-sales", "a test"
+    )
 
-    done = {route: 202 if ACCEPTED.intersection(route) else DONE.get(route[0], 200) for route in TABLE}
+    answered = {route: asked(app, route, token, sales, override.id) for route in TABLE}
+
+    done = {route: 202 if route in ACCEPTED else DONE.get(route[0], 200) for route in TABLE}
     done["POST", "/api/v1/training/upload"] = 201
     assert answered == {route: done[route] if role in roles[pii] else 403 for route, roles in TABLE.items()}
 

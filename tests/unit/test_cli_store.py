@@ -115,6 +115,6 @@ def test_what_is_old_is_deleted_on_demand(call: Call, opened: Store, store_url: 
     with opened.write() as connection:
         connection.execute(update(EVENTS).where(EVENTS.c.id < 3).values(timestamp="2020-01-01T00:00:00.000000Z"))
 
-    assert call(store_url, "prune")[:2] == (0, "deleted: 2 events, 0 executions\n")
-    assert json.loads(call(store_url, "prune", "--json")[1]) == {"events": 0, "executions": 0}
+    assert call(store_url, "prune")[:2] == (0, "deleted: 2 events, 0 executions, 0 overrides\n")
+    assert json.loads(call(store_url, "prune", "--json")[1]) == {"events": 0, "executions": 0, "overrides": 0}
     assert [event.id for event in events.read()] == [3]

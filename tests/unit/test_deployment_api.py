@@ -597,7 +597,8 @@ def test_a_decision_by_hand_names_its_reason_and_is_404_for_an_unknown_model(wor
 
     async def use(client: httpx.AsyncClient) -> None:
         found = (await client.post(SELECT, json={"manualOverride": hand})).json()["data"]
-        assert (found["chosen"], found["override"]) == ({"modelId": f"{SALES}@1"}, hand)
+        assert found["chosen"] == {"modelId": f"{SALES}@1"}
+        assert found["override"].items() >= hand.items()
         unknown = {"manualOverride": hand | {"modelId": "gpt-4"}}
         assert is_error(await client.post(SELECT, json=unknown), 404, "not_found")
         assert is_error(await client.post(SELECT, json={}), 422, "invalid_content")
