@@ -92,7 +92,10 @@ def create_app(
 
 def create_fleet(engine: Engine, catalog: Catalog, settings: Settings) -> Fleet:
     """The deployments of the settings' store; `Fleet.restore` brings them up. Raises what `open_store` raises."""
-    return Fleet(engine, catalog, Deployments(open_store(settings)), partial(registry.version, settings))
+    return Fleet(
+        engine, catalog, Deployments(open_store(settings)), partial(registry.version, settings),
+        warm_up_seconds=settings.request_timeout_seconds,
+    )  # fmt: skip
 
 
 def create_log(settings: Settings) -> ExecutionLog:

@@ -18,8 +18,9 @@ from neuroweaver.users import LOCAL_USER, User
 from serving import deployable
 from serving.catalog import Catalog, ServedModel, describe
 from serving.deployable import Fetch
-from serving.engine.protocol import Engine, EngineClosedError
+from serving.engine.protocol import Engine, EngineClosedError, EngineError
 from serving.limiter import Limiter
+from serving.warm_up import wait_for, warm_up
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +41,11 @@ class Live:
 class Fleet:
     """The live deployments of one service. Its coroutines belong to one event loop."""
 
-    def __init__(self, engine: Engine, catalog: Catalog, deployments: Deployments, fetch: Fetch) -> None:
+    def __init__(
+        self, engine: Engine, catalog: Catalog, deployments: Deployments, fetch: Fetch, *, warm_up_seconds: float = 60
+    ) -> None:
         self._engine = engine
+        self._warm_up_seconds = warm_up_seconds
         self._catalog = catalog
         self._deployments = deployments
         self._fetch = fetch
@@ -70,7 +74,8 @@ class Fleet:
     def restore(self) -> None:
         """Bring up what was there when the service ended, with the same weights. Blocks; for the start.
 
-        One that can't be loaded is failed with the reason, and the others serve.
+        One that can't be loaded, or does not answer, is failed with the reason, and the others serve. Upstreams are not
+        asked whether they are there just now.
         """
         for record in self._deployments.find(UNFINISHED):
             if record.state is DeploymentState.DRAINING:
@@ -120,14 +125,18 @@ class Fleet:
         return record
 
     def _bring_up(self, record: DeploymentRecord) -> None:
-        """Verify, load, and only then let traffic in."""
+        """Verify, load, warm up, and only then let traffic in."""
         try:
+            if record.folder is not None:
+                wait_for(self._engine, self._warm_up_seconds)
             with self._loading:
                 model = self._load(record)
                 self._catalog.add_deployed(model)
                 self._live[record.id] = Live(record, model, Limiter(record.max_concurrency))
-                if record.state is DeploymentState.DEPLOYING:
-                    self._adopt(self._deployments.move(record.id, DeploymentState.ACTIVE, "loaded"))
+            if record.state is DeploymentState.DEPLOYING or record.folder is not None:
+                warm_up(self._engine, model, self._warm_up_seconds)
+            if record.state is DeploymentState.DEPLOYING:
+                self._adopt(self._deployments.move(record.id, DeploymentState.ACTIVE, "loaded and warm"))
             _log.info("%s serves %s in %s", record.id, record.model_id, record.environment)
         except ConflictError:  # undeployed meanwhile
             self._forget(record)
@@ -136,7 +145,7 @@ class Fleet:
         except Exception as error:  # a foreign file can be wrong in any way, and must not stop the service
             reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no details'])[0]}"
             _log.error("%s (%s) failed: %s", record.id, record.model_id, reason)
-            self._forget(record)
+            self._discard(record)
             with contextlib.suppress(ConflictError):  # undeployed meanwhile
                 self._deployments.move(record.id, DeploymentState.FAILED, reason)
 
@@ -154,6 +163,15 @@ class Fleet:
             await live.limiter.drained()
         await asyncio.to_thread(self._forget, record)
         await asyncio.to_thread(self._deployments.move, record.id, DeploymentState.STOPPED, "drained")
+
+    def _discard(self, record: DeploymentRecord) -> None:
+        """Forget one that has failed; it may have ended the engine, which then has to be back first."""
+        try:
+            if record.folder is not None:
+                wait_for(self._engine, self._warm_up_seconds)
+            self._forget(record)
+        except EngineError as error:
+            _log.error("%s can't be unloaded: %s", record.model_id, error)
 
     def _forget(self, record: DeploymentRecord) -> None:
         """Unload the model, too, unless others use it."""

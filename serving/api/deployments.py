@@ -43,7 +43,7 @@ def router(fleet: Fleet) -> APIRouter:
         dependencies=[Depends(require_json), _DEPLOYING],
     )
     async def deploy(model_id: str, body: DeployModelRequest, user: Caller) -> APIResponse[DeploymentStatus]:
-        """Verify and load a model; it gets traffic once that is done, and `GET /deployments/{id}` says when."""
+        """Verify, load and warm up a model; it gets traffic once that is done: `GET /deployments/{id}` says when."""
         record = await fleet.deploy(
             model_id, body.environment,
             weight=body.routing_weight, max_concurrency=body.max_concurrency, user=user,

@@ -215,7 +215,7 @@ def _deployment() -> Deployment:
     return Deployment(
         deployment_id=_DEPLOYMENT, status=DeploymentState.ACTIVE, model_id=_MODEL, model_type="automotive-sales",
         environment="production", routing_weight=10, max_concurrency=8, share=0.1, in_flight=2, waiting=0,
-        reason="loaded", revision=3, created_at=_AT, updated_at=_AT, active_at=_AT,
+        reason="loaded and warm", revision=3, created_at=_AT, updated_at=_AT, active_at=_AT,
     )  # fmt: skip
 
 
