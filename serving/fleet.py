@@ -13,6 +13,7 @@ from typing import Any
 
 from neuroweaver.deployments import UNFINISHED, DeploymentRecord, Deployments, DeploymentState
 from neuroweaver.errors import ConflictError
+from neuroweaver.routing.baking import RULES, BakeRules
 from neuroweaver.routing.candidates import PRODUCTION, Environment
 from neuroweaver.users import LOCAL_USER, User
 from serving import deployable
@@ -39,11 +40,16 @@ class Live:
 
 
 class Fleet:
-    """The live deployments of one service. Its coroutines belong to one event loop."""
+    """The live deployments of one service. Its coroutines belong to one event loop.
+
+    `bake` holds for deployments that bring no rules of their own.
+    """
 
     def __init__(
-        self, engine: Engine, catalog: Catalog, deployments: Deployments, fetch: Fetch, *, warm_up_seconds: float = 60
-    ) -> None:
+        self, engine: Engine, catalog: Catalog, deployments: Deployments, fetch: Fetch, *,
+        bake: BakeRules = RULES, warm_up_seconds: float = 60,
+    ) -> None:  # fmt: skip
+        self.bake = bake
         self._engine = engine
         self._warm_up_seconds = warm_up_seconds
         self._catalog = catalog
@@ -84,9 +90,10 @@ class Fleet:
                 self._bring_up(record)
 
     async def deploy(
-        self, name: str, environment: Environment, *, weight: float, max_concurrency: int, user: User = LOCAL_USER
-    ) -> DeploymentRecord:
-        """Begin to deploy a model, for `user`.
+        self, name: str, environment: Environment, *, weight: float, max_concurrency: int,
+        bake: BakeRules | None = None, user: User = LOCAL_USER,
+    ) -> DeploymentRecord:  # fmt: skip
+        """Begin to deploy a model, for `user`; without `bake` by the rules of the fleet.
 
         Raises what `deployable.find` raises, and ConflictError where it is deployed there already.
         """
@@ -96,6 +103,7 @@ class Fleet:
             return self._deployments.create(
                 found.model_id, found.model_type, environment,
                 weight=weight, max_concurrency=max_concurrency, folder=found.folder, facts=found.facts,
+                bake=bake or self.bake,
             )  # fmt: skip
 
         record = await asyncio.to_thread(create)
@@ -110,7 +118,7 @@ class Fleet:
             self._deployments.change, deployment_id,
             weight=weight, max_concurrency=max_concurrency, revision=revision,
         )  # fmt: skip
-        self._adopt(record)
+        self.adopt(record)
         return record
 
     async def undeploy(self, deployment_id: str) -> DeploymentRecord:
@@ -120,7 +128,7 @@ class Fleet:
         """
         draining = DeploymentState.DRAINING
         record = await asyncio.to_thread(self._deployments.move, deployment_id, draining, "undeployed")
-        self._adopt(record)
+        self.adopt(record)
         self._spawn(self._take_down(record))
         return record
 
@@ -136,7 +144,7 @@ class Fleet:
             if record.state is DeploymentState.DEPLOYING or record.folder is not None:
                 warm_up(self._engine, model, self._warm_up_seconds)
             if record.state is DeploymentState.DEPLOYING:
-                self._adopt(self._deployments.move(record.id, DeploymentState.ACTIVE, "loaded and warm"))
+                self.adopt(self._deployments.move(record.id, DeploymentState.ACTIVE, "loaded and warm"))
             _log.info("%s serves %s in %s", record.id, record.model_id, record.environment)
         except ConflictError:  # undeployed meanwhile
             self._forget(record)
@@ -185,7 +193,7 @@ class Fleet:
             if model_id in self._engine.adapters():
                 self._engine.unload(model_id)
 
-    def _adopt(self, record: DeploymentRecord) -> None:
+    def adopt(self, record: DeploymentRecord) -> None:
         """Let what is live follow what is stored; an older state that arrives late is not taken."""
         with self._adopting:
             live = self._live.get(record.id)
