@@ -67,19 +67,8 @@ class AuditTrail:
 
     def append(self, user: User, action: str, object: str, outcome: str) -> AuditEntry:
         """Write an entry; it is on disk when this returns."""
-        last = NUMBERS.c.name == LAST_AUDIT_ENTRY
         with self._store.write() as connection:
-            # A counter, as for events: its row is locked until the entry is there.
-            connection.execute(update(NUMBERS).where(last).values(value=NUMBERS.c.value + 1))
-            number = connection.scalar(select(NUMBERS.c.value).where(last)) or 0
-            before = connection.scalar(select(AUDIT.c.hash).where(AUDIT.c.id == number - 1)) or START
-            entry = AuditEntry(
-                number, timestamp(), storable(user.id)[:255], user.role or "none", action,
-                storable(object)[:MAX_OBJECT], outcome, "",
-            )  # fmt: skip
-            entry = AuditEntry(**{**asdict(entry), "hash": _hash(before, entry)})
-            connection.execute(insert(AUDIT).values(**asdict(entry)))
-        return entry
+            return append_to(connection, user, action, object, outcome)
 
     def latest(self, limit: int) -> list[AuditEntry]:
         """The last entries, the oldest of them first."""
@@ -92,6 +81,22 @@ class AuditTrail:
         with self._store.read() as connection:
             counted = connection.scalar(select(NUMBERS.c.value).where(NUMBERS.c.name == LAST_AUDIT_ENTRY)) or 0
             return verify_chain(_all(connection)).of(counted)
+
+
+def append_to(connection: Connection, user: User, action: str, object: str, outcome: str) -> AuditEntry:
+    """Write an entry in the transaction of what it tells of, so that both are there or neither is."""
+    last = NUMBERS.c.name == LAST_AUDIT_ENTRY
+    # A counter, as for events: its row is locked until the entry is there.
+    connection.execute(update(NUMBERS).where(last).values(value=NUMBERS.c.value + 1))
+    number = connection.scalar(select(NUMBERS.c.value).where(last)) or 0
+    before = connection.scalar(select(AUDIT.c.hash).where(AUDIT.c.id == number - 1)) or START
+    entry = AuditEntry(
+        number, timestamp(), storable(user.id)[:255], user.role or "none", action,
+        storable(object)[:MAX_OBJECT], outcome, "",
+    )  # fmt: skip
+    entry = AuditEntry(**{**asdict(entry), "hash": _hash(before, entry)})
+    connection.execute(insert(AUDIT).values(**asdict(entry)))
+    return entry
 
 
 def verify_chain(entries: Iterable[AuditEntry]) -> Verification:

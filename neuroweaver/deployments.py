@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
@@ -13,7 +14,8 @@ from sqlalchemy.exc import IntegrityError
 
 from neuroweaver.errors import ConflictError, NotFoundError, StaleError
 from neuroweaver.events import DEPLOYMENT_COMPLETED, DEPLOYMENT_STARTED, HEALTH_CHECK, Draft, append_to
-from neuroweaver.routing.candidates import Environment
+from neuroweaver.routing.baking import BakeRules
+from neuroweaver.routing.candidates import PRODUCTION, Environment
 from neuroweaver.store import Store, storable, timestamp
 from neuroweaver.tables import DEPLOYMENTS
 from neuroweaver.vocabulary import MODEL_TYPES
@@ -45,7 +47,8 @@ UNFINISHED = tuple(state for state in DeploymentState if not state.ended)
 class DeploymentRecord:
     """A deployment as stored. Times are RFC 3339 in UTC; `revision` grows with every change.
 
-    `folder` holds its adapter (None: the model is on an upstream), `facts` what the registry said of the model.
+    `folder` holds its adapter (None: the model is on an upstream), `facts` what the registry said of the model. `bake`
+    are the rules of its bake time (None: it has none); while that goes on, `bake_until` says when it is over.
     """
 
     id: str
@@ -63,6 +66,12 @@ class DeploymentRecord:
     updated_at: str
     active_at: str | None
     ended_at: str | None
+    bake: dict[str, Any] | None
+    bake_until: str | None
+
+    @property
+    def takes_traffic(self) -> bool:
+        return self.state is DeploymentState.ACTIVE and self.weight > 0
 
 
 class Deployments:
@@ -81,6 +90,7 @@ class Deployments:
         max_concurrency: int,
         folder: str | None = None,
         facts: Mapping[str, Any] | None = None,
+        bake: BakeRules | None = None,
     ) -> DeploymentRecord:
         """A new deployment, deploying. Raises ConflictError where the model is deployed there already."""
         now = timestamp()
@@ -88,7 +98,7 @@ class Deployments:
             "id": f"dep_{uuid4().hex[:12]}", "model_id": model_id, "model_type": model_type, "environment": environment,
             "weight": weight, "max_concurrency": max_concurrency, "state": DeploymentState.DEPLOYING.value,
             "reason": "asked for", "revision": 1, "folder": folder, "facts": dict(facts or {}),
-            "created_at": now, "updated_at": now,
+            "created_at": now, "updated_at": now, "bake": None if bake is None else bake.model_dump(),
         }  # fmt: skip
         taken = select(DEPLOYMENTS).where(
             DEPLOYMENTS.c.model_id == model_id,
@@ -104,14 +114,14 @@ class Deployments:
                 connection.execute(insert(DEPLOYMENTS).values(**values))
             except IntegrityError:  # PostgreSQL lets two look before one of them writes
                 raise ConflictError(f"{model_id} was deployed in {environment} by another call just now") from None
-            record = _exact(connection, str(values["id"]))
+            record = read(connection, str(values["id"]))
             append_to(connection, draft(record, DEPLOYMENT_STARTED))
         return record
 
     def get(self, deployment_id: str) -> DeploymentRecord:
         """Raises NotFoundError."""
         with self._store.read() as connection:
-            return _exact(connection, deployment_id)
+            return read(connection, deployment_id)
 
     def find(
         self,
@@ -144,29 +154,29 @@ class Deployments:
         max_concurrency: int | None = None,
         revision: int | None = None,
     ) -> DeploymentRecord:
-        """Change what is not None.
+        """Change what is not None. In production, one that is given weight bakes, anew where it has baked before.
 
         Raises NotFoundError, StaleError where `revision` is given and is not the stored one, and ConflictError for a
         deployment that drains or has ended.
         """
         values = {"weight": weight, "max_concurrency": max_concurrency}
-        known = {name: value for name, value in values.items() if value is not None}
+        known: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         with self._store.write() as connection:
-            record = _exact(connection, deployment_id, locked=True)
+            record = read(connection, deployment_id, locked=True)
             if revision is not None and revision != record.revision:
                 raise StaleError(f"{deployment_id} is at revision {record.revision}, not {revision}: read it again")
             if record.state not in (DeploymentState.DEPLOYING, DeploymentState.ACTIVE):
                 raise ConflictError(f"{deployment_id} is {record.state}: only a deployment that serves can be changed")
             if not known:
                 return record
-            changed = _change(connection, record, known)
+            changed = _write_and_bake(connection, record, known)
             append_to(connection, draft(changed, HEALTH_CHECK))
         return changed
 
     def move(self, deployment_id: str, to: DeploymentState, reason: str) -> DeploymentRecord:
         """Raises NotFoundError, and ConflictError where its state does not allow it."""
         with self._store.write() as connection:
-            record = _exact(connection, deployment_id, locked=True)
+            record = read(connection, deployment_id, locked=True)
             if to not in MOVES[record.state]:
                 raise ConflictError(f"{deployment_id} is {record.state} and can't become {to}")
             now = timestamp()
@@ -175,7 +185,7 @@ class Deployments:
                 values["active_at"] = now
             if to.ended:
                 values["ended_at"] = now
-            moved = _change(connection, record, values)
+            moved = _write_and_bake(connection, record, values)
             brought_up = record.state is DeploymentState.DEPLOYING and to is not DeploymentState.DRAINING
             append_to(connection, draft(moved, DEPLOYMENT_COMPLETED if brought_up else HEALTH_CHECK))
         return moved
@@ -199,13 +209,25 @@ def _among(states: Collection[DeploymentState], model_types: Collection[str]) ->
     return [DEPLOYMENTS.c.state.in_([state.value for state in states]), DEPLOYMENTS.c.model_type.in_(model_types)]
 
 
-def _change(connection: Connection, record: DeploymentRecord, values: Mapping[str, Any]) -> DeploymentRecord:
+def write(connection: Connection, record: DeploymentRecord, values: Mapping[str, Any]) -> DeploymentRecord:
+    """What becomes of `record`, which was read by `read`, locked."""
     new = {**values, "revision": record.revision + 1, "updated_at": timestamp()}
     connection.execute(update(DEPLOYMENTS).where(DEPLOYMENTS.c.id == record.id).values(**new))
-    return _exact(connection, record.id)
+    return read(connection, record.id)
 
 
-def _exact(connection: Connection, deployment_id: str, *, locked: bool = False) -> DeploymentRecord:
+def _write_and_bake(connection: Connection, record: DeploymentRecord, values: dict[str, Any]) -> DeploymentRecord:
+    """The same; bake time begins when a deployment begins to take traffic, and is over when it takes none."""
+    after = replace(record, **values | {"state": DeploymentState(values.get("state", record.state))})
+    if not after.takes_traffic:
+        values["bake_until"] = None
+    elif not record.takes_traffic and after.environment == PRODUCTION and after.bake and after.bake["bake_seconds"]:
+        values["bake_until"] = timestamp(datetime.now(UTC) + timedelta(seconds=after.bake["bake_seconds"]))
+        values.setdefault("reason", "it was given traffic")
+    return write(connection, record, values)
+
+
+def read(connection: Connection, deployment_id: str, *, locked: bool = False) -> DeploymentRecord:
     """`locked` against others that would change it meanwhile; SQLite lets one write at a time anyway."""
     query = select(DEPLOYMENTS).where(DEPLOYMENTS.c.id == deployment_id)
     row = connection.execute(query.with_for_update() if locked else query).first()

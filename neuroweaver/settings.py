@@ -99,6 +99,9 @@ class Settings(BaseSettings):
     routing_by_performance: bool = Field(
         False, description="deployments that are slower or fail more often get less of the traffic than their weight"
     )
+    serving_config: Path | None = Field(
+        None, description="a file such as configs/serving/default.yaml: the bake time of deployments"
+    )
     health_interval_seconds: float = Field(
         10, ge=0.1, description="how often every deployment's health goes out as an event"
     )
@@ -107,10 +110,10 @@ class Settings(BaseSettings):
         default_factory=dict, description="OpenAI-compatible servers that answer under a name of ours"
     )
 
-    @field_validator("home")
+    @field_validator("home", "serving_config")
     @classmethod
-    def _absolute(cls, home: Path) -> Path:
-        return home.expanduser().absolute()
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().absolute()
 
     @field_validator("token_issuer")
     @classmethod

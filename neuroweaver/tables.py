@@ -98,6 +98,8 @@ DEPLOYMENTS = Table(
     Column("updated_at", String(32), nullable=False),
     Column("active_at", String(32)),
     Column("ended_at", String(32)),
+    Column("bake", JSON(none_as_null=True)),
+    Column("bake_until", String(32)),
     Index(
         "ix_deployments_once", "model_id", "environment", unique=True,
         sqlite_where=_UNFINISHED, postgresql_where=_UNFINISHED,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,7 +9,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from neuroweaver import base_model
+from neuroweaver import base_model, config_files
+from neuroweaver.config_files import read_values, suggestion
 from neuroweaver.errors import ConfigError
 from neuroweaver.settings import describe
 from neuroweaver.tasks import tasks_of
@@ -147,15 +147,7 @@ class FinetuneConfig(_Section):
 
 def load_config(path: Path, overrides: list[str] | None = None) -> FinetuneConfig:
     """Read `path` and apply `section.key=value` overrides. Raises ConfigError with every problem found."""
-    if not path.is_file():
-        known = sorted(str(file) for file in Path("configs/finetune").glob("*.yaml"))
-        raise ConfigError(f"no config file {str(path)!r}" + (f": there are {', '.join(known)}" if known else ""))
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold keys and values, got {type(values).__name__}")
+    values = read_values(path, "configs/finetune")
     problems = []
     for override in overrides or []:
         try:
@@ -165,7 +157,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> FinetuneConfi
     try:
         config = FinetuneConfig.model_validate(values)
     except ValidationError as error:
-        problems += [line + _suggestion(line) for line in describe(error)]
+        problems += config_files.problems(error, FinetuneConfig)
     if problems:
         raise ConfigError(f"{path}: " + "; ".join(problems))
     return config
@@ -195,21 +187,6 @@ def number(value: Any) -> Any:
         except ValueError:
             return value
     return value
-
-
-def _suggestion(line: str) -> str:
-    where, _, what = line.partition(": ")
-    if what != "unknown key":
-        return ""
-    *sections, key = where.split(".")
-    model: type[BaseModel] = FinetuneConfig
-    for section in sections:
-        annotation = model.model_fields[section].annotation if section in model.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        model = annotation
-    near = difflib.get_close_matches(key, model.model_fields, n=1)
-    return f" (did you mean {near[0]!r}?)" if near else f" (allowed: {', '.join(model.model_fields)})"
 
 
 def with_data(
@@ -256,7 +233,9 @@ def with_sections(config: FinetuneConfig, overrides: Mapping[str, Any]) -> Finet
             if (dot or isinstance(value, Mapping)) and isinstance(inner, dict):
                 put(inner, f"{prefix}{first}.", {rest: value} if dot else value)
             elif dot:
-                problems.append(f"{prefix}{name}: unknown key" + _suggestion(f"{prefix}{first}: unknown key"))
+                problems.append(
+                    f"{prefix}{name}: unknown key" + suggestion(f"{prefix}{first}: unknown key", FinetuneConfig)
+                )
             else:
                 section[name] = value
 
@@ -264,7 +243,7 @@ def with_sections(config: FinetuneConfig, overrides: Mapping[str, Any]) -> Finet
     try:
         found = FinetuneConfig.model_validate(changed)
     except ValidationError as error:
-        problems += [line + _suggestion(line) for line in describe(error)]
+        problems += config_files.problems(error, FinetuneConfig)
     if problems:
         raise ConfigError("; ".join(problems))
     return found

@@ -7,6 +7,7 @@ from functools import partial
 from fastapi import FastAPI
 
 from neuroweaver import __version__
+from neuroweaver.bakes import Bakes
 from neuroweaver.deployments import Deployments
 from neuroweaver.events import EventLog
 from neuroweaver.executions import Executions
@@ -22,8 +23,10 @@ from serving.api.training import UPLOADING
 from serving.archive import Archive
 from serving.auth.access import LOCAL_ACCESS, Access
 from serving.auth.gate import SOCKET_IO_PATH, Gate
+from serving.baking import Baking
 from serving.catalog import Catalog
 from serving.chat import Chats
+from serving.config import load_config
 from serving.engine.protocol import Engine
 from serving.events import websocket
 from serving.events.health_checks import HealthChecks
@@ -70,7 +73,8 @@ def create_app(
     standing = StandingOverrides(Overrides(open_store(settings)))
     log = EventLog(open_store(settings))
     checks = HealthChecks(log, fleet, requests, settings.health_interval_seconds)
-    events = EventStream(log, checks, access, catalog, settings)
+    baking = Baking(Bakes(open_store(settings)), fleet, requests)
+    events = EventStream(log, [checks, baking], access, catalog, settings)
     app = DocumentedApi(
         title="NeuroWeaver", version=__version__, description="Automotive models, fine-tuned and served.",
         generate_unique_id_function=lambda route: f"{route.tags[0]}-{route.name}" if route.tags else route.name,
@@ -99,8 +103,14 @@ def create_app(
 
 
 def create_fleet(engine: Engine, catalog: Catalog, settings: Settings) -> Fleet:
-    """The deployments of the settings' store; `Fleet.restore` brings them up. Raises what `open_store` raises."""
-    return Fleet(engine, catalog, Deployments(open_store(settings)), partial(registry.version, settings))
+    """The deployments of the settings' store; `Fleet.restore` brings them up.
+
+    Raises what `open_store` and `load_config` raise.
+    """
+    return Fleet(
+        engine, catalog, Deployments(open_store(settings)), partial(registry.version, settings),
+        bake=load_config(settings.serving_config).bake, warm_up_seconds=settings.request_timeout_seconds,
+    )  # fmt: skip
 
 
 def create_log(settings: Settings) -> ExecutionLog:

@@ -54,7 +54,7 @@ class Chats:
                 return await self._engine.submit(ask(model.id, given_seconds))
 
             turn, answer = await self._router.begin(demand, seconds, start)
-            turn.end(True, self._answered(running, turn.model.id, answer))
+            turn.end(True, self._answered(running, turn.model.id, answer), answer.first_token_seconds)
             return running.request_id, turn.model.id, answer
 
     async def stream(
@@ -83,13 +83,13 @@ class Chats:
         self, turn: Turn | None, pieces: AsyncIterator[Piece], running: Running, seconds: float
     ) -> AsyncGenerator[Piece]:
         answered: bool | None = None
-        cost_usd = 0.0
+        cost_usd, first_token_seconds = 0.0, None
         try:
             with running:
                 yield ""
                 async for piece in pieces:
                     if isinstance(piece, EngineAnswer):
-                        answered = True
+                        answered, first_token_seconds = True, piece.first_token_seconds
                         cost_usd = self._answered(running, None if turn is None else turn.model.id, piece)
                     yield piece
         except NeuroWeaverError as error:
@@ -97,7 +97,7 @@ class Chats:
             raise
         finally:
             if turn is not None:
-                turn.end(answered, cost_usd)
+                turn.end(answered, cost_usd, first_token_seconds)
 
     def _begin(self, demand: Demand | None, workflow_id: str | None) -> Running:
         if demand is None:

@@ -13,13 +13,15 @@ from typing import Any
 
 from neuroweaver.deployments import UNFINISHED, DeploymentRecord, Deployments, DeploymentState
 from neuroweaver.errors import ConflictError
+from neuroweaver.routing.baking import RULES, BakeRules
 from neuroweaver.routing.candidates import PRODUCTION, Environment
 from neuroweaver.users import LOCAL_USER, User
 from serving import deployable
 from serving.catalog import Catalog, ServedModel, describe
 from serving.deployable import Fetch
-from serving.engine.protocol import Engine, EngineClosedError
+from serving.engine.protocol import Engine, EngineClosedError, EngineError
 from serving.limiter import Limiter
+from serving.warm_up import wait_for, warm_up
 
 _log = logging.getLogger(__name__)
 
@@ -38,10 +40,18 @@ class Live:
 
 
 class Fleet:
-    """The live deployments of one service. Its coroutines belong to one event loop."""
+    """The live deployments of one service. Its coroutines belong to one event loop.
 
-    def __init__(self, engine: Engine, catalog: Catalog, deployments: Deployments, fetch: Fetch) -> None:
+    `bake` holds for deployments that bring no rules of their own.
+    """
+
+    def __init__(
+        self, engine: Engine, catalog: Catalog, deployments: Deployments, fetch: Fetch, *,
+        bake: BakeRules = RULES, warm_up_seconds: float = 60,
+    ) -> None:  # fmt: skip
+        self.bake = bake
         self._engine = engine
+        self._warm_up_seconds = warm_up_seconds
         self._catalog = catalog
         self._deployments = deployments
         self._fetch = fetch
@@ -74,7 +84,8 @@ class Fleet:
     def restore(self) -> None:
         """Bring up what was there when the service ended, with the same weights. Blocks; for the start.
 
-        One that can't be loaded is failed with the reason, and the others serve.
+        One that can't be loaded, or does not answer, is failed with the reason, and the others serve. Upstreams are not
+        asked whether they are there just now.
         """
         for record in self._deployments.find(UNFINISHED):
             if record.state is DeploymentState.DRAINING:
@@ -83,9 +94,10 @@ class Fleet:
                 self._bring_up(record)
 
     async def deploy(
-        self, name: str, environment: Environment, *, weight: float, max_concurrency: int, user: User = LOCAL_USER
-    ) -> DeploymentRecord:
-        """Begin to deploy a model, for `user`.
+        self, name: str, environment: Environment, *, weight: float, max_concurrency: int,
+        bake: BakeRules | None = None, user: User = LOCAL_USER,
+    ) -> DeploymentRecord:  # fmt: skip
+        """Begin to deploy a model, for `user`; without `bake` by the rules of the fleet.
 
         Raises what `deployable.find` raises, and ConflictError where it is deployed there already.
         """
@@ -95,6 +107,7 @@ class Fleet:
             return self._deployments.create(
                 found.model_id, found.model_type, environment,
                 weight=weight, max_concurrency=max_concurrency, folder=found.folder, facts=found.facts,
+                bake=bake or self.bake,
             )  # fmt: skip
 
         record = await asyncio.to_thread(create)
@@ -109,7 +122,7 @@ class Fleet:
             self._deployments.change, deployment_id,
             weight=weight, max_concurrency=max_concurrency, revision=revision,
         )  # fmt: skip
-        self._adopt(record)
+        self.adopt(record)
         return record
 
     async def undeploy(self, deployment_id: str) -> DeploymentRecord:
@@ -119,19 +132,23 @@ class Fleet:
         """
         draining = DeploymentState.DRAINING
         record = await asyncio.to_thread(self._deployments.move, deployment_id, draining, "undeployed")
-        self._adopt(record)
+        self.adopt(record)
         self._spawn(self._take_down(record))
         return record
 
     def _bring_up(self, record: DeploymentRecord) -> None:
-        """Verify, load, and only then let traffic in."""
+        """Verify, load, warm up, and only then let traffic in."""
         try:
+            if record.folder is not None:
+                wait_for(self._engine, self._warm_up_seconds)
             with self._loading:
                 model = self._load(record)
                 self._catalog.add_deployed(model)
                 self._live[record.id] = Live(record, model, Limiter(record.max_concurrency))
-                if record.state is DeploymentState.DEPLOYING:
-                    self._adopt(self._deployments.move(record.id, DeploymentState.ACTIVE, "loaded"))
+            if record.state is DeploymentState.DEPLOYING or record.folder is not None:
+                warm_up(self._engine, model, self._warm_up_seconds)
+            if record.state is DeploymentState.DEPLOYING:
+                self.adopt(self._deployments.move(record.id, DeploymentState.ACTIVE, "loaded and warm"))
             _log.info("%s serves %s in %s", record.id, record.model_id, record.environment)
         except ConflictError:  # undeployed meanwhile
             self._forget(record)
@@ -140,7 +157,7 @@ class Fleet:
         except Exception as error:  # a foreign file can be wrong in any way, and must not stop the service
             reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no details'])[0]}"
             _log.error("%s (%s) failed: %s", record.id, record.model_id, reason)
-            self._forget(record)
+            self._discard(record)
             with contextlib.suppress(ConflictError):  # undeployed meanwhile
                 self._deployments.move(record.id, DeploymentState.FAILED, reason)
 
@@ -159,6 +176,15 @@ class Fleet:
         await asyncio.to_thread(self._forget, record)
         await asyncio.to_thread(self._deployments.move, record.id, DeploymentState.STOPPED, "drained")
 
+    def _discard(self, record: DeploymentRecord) -> None:
+        """Forget one that has failed; it may have ended the engine, which then has to be back first."""
+        try:
+            if record.folder is not None:
+                wait_for(self._engine, self._warm_up_seconds)
+            self._forget(record)
+        except EngineError as error:
+            _log.error("%s can't be unloaded: %s", record.model_id, error)
+
     def _forget(self, record: DeploymentRecord) -> None:
         """Unload the model, too, unless others use it."""
         model_id = record.model_id
@@ -171,7 +197,7 @@ class Fleet:
             if model_id in self._engine.adapters():
                 self._engine.unload(model_id)
 
-    def _adopt(self, record: DeploymentRecord) -> None:
+    def adopt(self, record: DeploymentRecord) -> None:
         """Let what is live follow what is stored; an older state that arrives late is not taken."""
         with self._adopting:
             live = self._live.get(record.id)

@@ -7,11 +7,13 @@ import copy
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from itertools import product
 from time import monotonic
 from typing import TypeVar
 
 from neuroweaver.errors import NeuroWeaverError, NotFoundError, UsageError
+from neuroweaver.routing.baking import can_do_without
 from neuroweaver.routing.breaker import Breaker, Phase
 from neuroweaver.routing.candidates import ENVIRONMENTS, PRODUCTION, Candidate, Demand, Override
 from neuroweaver.routing.decision import Decision, Health, Judgement, decide
@@ -35,15 +37,15 @@ _log = logging.getLogger(__name__)
 class Turn:
     """A request that `model` has taken. Whoever has it calls `end` when it is over; only the first call counts."""
 
-    def __init__(self, model: ServedModel, end: Callable[[bool | None, float], None]) -> None:
+    def __init__(self, model: ServedModel, end: Callable[[bool | None, float, float | None], None]) -> None:
         self.model = model
-        self._end: Callable[[bool | None, float], None] | None = end
+        self._end: Callable[[bool | None, float, float | None], None] | None = end
 
-    def end(self, answered: bool | None, cost_usd: float = 0.0) -> None:
+    def end(self, answered: bool | None, cost_usd: float = 0.0, first_token_seconds: float | None = None) -> None:
         """None tells nothing of the model: the caller went away, or asked for what can't be done."""
         end, self._end = self._end, None
         if end is not None:
-            end(answered, cost_usd)
+            end(answered, cost_usd, first_token_seconds)
 
 
 class Router:
@@ -134,6 +136,19 @@ class Router:
         judgements = [*judged.values(), *(Judgement(each, (), 0.0, Prediction()) for each in draining)]
         return [self._standing(each) for each in judgements]
 
+    def health(self, candidate_id: str) -> Health:
+        """The same, as it is kept."""
+        health = self._health(candidate_id)
+        return Health(health.breaker, health.window.recent(self._clock()))
+
+    def can_do_without(self, live: Live) -> bool:
+        """Whether others would take its requests, had it no weight: deployments in production, or else the champion."""
+        one = replace(_deployed(live), weight=0.0)
+        deployed = [_deployed(each) for each in self._fleet.live() if each.record.id != one.id]
+        others = [each for each in deployed if (each.model_type, each.environment) == (one.model_type, PRODUCTION)]
+        breakers = {name: health.breaker for name, health in self._healths.items()}
+        return can_do_without(one, self._with_champion(str(one.model_type), [one, *others]), breakers, self._clock())
+
     def verdict(self, error: BaseException, given_seconds: float) -> bool | None:
         """False where a failure is the model's own, and None where it tells nothing of it.
 
@@ -161,16 +176,16 @@ class Router:
         breaker, probe = self._health(candidate.id).breaker.admitted(begun)
         self._keep(candidate, breaker)
 
-        def end(answered: bool | None, cost_usd: float) -> None:
+        def end(answered: bool | None, cost_usd: float, first_token_seconds: float | None) -> None:
             if live is not None:
                 live.limiter.release()
-            self._note(demand, decision, candidate, answered, begun, cost_usd, probe=probe)
+            self._note(demand, decision, candidate, answered, begun, cost_usd, first_token_seconds, probe=probe)
 
         return Turn(model, end)
 
     def _note(
         self, demand: Demand, decision: Decision, candidate: Candidate, answered: bool | None, begun: float,
-        cost_usd: float, *, probe: bool,
+        cost_usd: float, first_token_seconds: float | None, *, probe: bool,
     ) -> None:  # fmt: skip
         now = self._clock()
         health = self._health(candidate.id)
@@ -180,8 +195,9 @@ class Router:
         predicted = decision.prediction(candidate)
         self._catalog.note(candidate.model_id, now - begun, answered=answered, cost_usd=cost_usd)
         observation = Observation(
-            now, answered, now - begun, demand.input_length, cost_usd, predicted.seconds, predicted.cost_usd
-        )
+            now, answered, now - begun, demand.input_length, cost_usd, predicted.seconds, predicted.cost_usd,
+            first_token_seconds,
+        )  # fmt: skip
         breaker = health.breaker.noted(answered, now, probe=probe)
         self._healths[candidate.id] = Health(breaker, health.window.having(observation))
         tally = self._tally(candidate.id)
@@ -226,11 +242,18 @@ class Router:
             return [_of_model(model) if live is None else _deployed(live)]
         seen = [each for each in self._fleet.live() if self._user.sees(each.model.department)]
         found = [_deployed(live) for live in seen if live.model.model_type == demand.model_type]
+        return found if demand.environment != PRODUCTION else self._with_champion(str(demand.model_type), found)
+
+    def _with_champion(self, model_type: str, found: list[Candidate]) -> list[Candidate]:
+        """The deployments of a model type, and its champion where none of them has weight in production.
+
+        Raises NotFoundError where there are neither.
+        """
         production = [each for each in found if each.environment == PRODUCTION]
-        if demand.environment != PRODUCTION or any(each.weight > 0 for each in production):
+        if any(each.weight > 0 for each in production):
             return found
         try:
-            champion = self._catalog.champion(str(demand.model_type))
+            champion = self._catalog.champion(model_type)
         except NotFoundError:
             if found:
                 return found

@@ -1,8 +1,8 @@
 """BentoML wiring, and nothing else: `bentoml serve serving.service:NeuroWeaver`.
 
 Loading takes seconds to minutes, so it happens in a thread while BentoML answers already: `/livez` 200 and
-`/readyz` 503. When the champions are loaded, the app takes over and `/readyz` is 200; where loading has failed, or the
-engine has crashed too often, `/livez` is 503 too and every answer says so.
+`/readyz` 503. When the models are loaded and warm, the app takes over and `/readyz` is 200; where loading has failed,
+or the engine has crashed too often, `/livez` is 503 too and every answer says so.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from serving.routing_metrics import RoutingMetrics
 from serving.stopping import before_exit
 from serving.tracing import Spans
 from serving.training import Training
+from serving.warm_up import warm_up_all
 
 LOADING = "the models are being loaded"
 
@@ -91,6 +92,7 @@ class NeuroWeaver:
                 return
             engine.wait_until_ready()
             served = load_champions(engine, registry.champions(chosen))
+            warm_up_all(engine, served, chosen.request_timeout_seconds)
             upstreams = open_upstreams(chosen.upstreams, taken={base.title})
             served += describe_upstreams({name: chosen.upstreams[name] for name in upstreams})
             engines, catalog = Engines(engine, upstreams), Catalog(served)

@@ -170,7 +170,7 @@ class Submissions:
             running.failed(error, cost_usd, answer.prompt_tokens, answer.answer_tokens)
             turn.end(False, cost_usd)
             raise
-        turn.end(True, cost_usd)
+        turn.end(True, cost_usd, answer.first_token_seconds)
         running.answered(cost_usd, answer.prompt_tokens, answer.answer_tokens)
         return _respond(submission, turn.model, answer, reading, running, cost_usd)
 

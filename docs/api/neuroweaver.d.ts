@@ -123,7 +123,7 @@ export interface paths {
         put?: never;
         /**
          * Deploy
-         * @description Verify and load a model; it gets traffic once that is done, and `GET /deployments/{id}` says when.
+         * @description Verify, load and warm up a model; it gets traffic once that is done: `GET /deployments/{id}` says when.
          *
          *     Needs `deployModels`.
          */
@@ -774,6 +774,24 @@ export interface components {
             /** @description of a service advisor: right fields of held-out diagnoses */
             diagnosticAccuracy?: number;
         };
+        /** @description Rules of a bake time; what is left out is as the service's configuration says. */
+        BakeChanges: {
+            /** @description 0: no bake time */
+            bakeSeconds?: number | null;
+            /** @description recent ones, before they count */
+            minimumRequests?: number | null;
+            maxErrorRate?: number | null;
+            /** @description 95th percentile */
+            maxFirstTokenMs?: number | null;
+        };
+        /** @description The rules of a deployment's bake time; `until` says when it is over, and is not there while none goes on. */
+        BakeTime: {
+            bakeSeconds: number;
+            minimumRequests: number;
+            maxErrorRate: number;
+            maxFirstTokenMs: number;
+            until?: string;
+        };
         ChatCompletion: {
             id: string;
             /**
@@ -870,7 +888,7 @@ export interface components {
                 [key: string]: unknown;
             };
         };
-        /** @description The body of `POST /models/{id}/deploy`. */
+        /** @description The body of `POST /models/{id}/deploy`. `bake` is for production. */
         DeployModelRequest: {
             /** @enum {string} */
             environment: "staging" | "production";
@@ -878,6 +896,7 @@ export interface components {
             routingWeight: number;
             /** @description requests under way at once; as many more may wait */
             maxConcurrency: number;
+            bake?: components["schemas"]["BakeChanges"] | null;
         };
         /**
          * @description A deployment. `share` (0..1) is its part of its model type's requests in its environment, `reason` why it is so.
@@ -903,6 +922,7 @@ export interface components {
             updatedAt: string;
             activeAt?: string;
             endedAt?: string;
+            bake?: components["schemas"]["BakeTime"];
         };
         /** @description The body of `PATCH /deployments/{id}`: what is left out stays as it is. */
         DeploymentChange: {
@@ -2149,7 +2169,10 @@ export interface operations {
                  * @example {
                  *       "environment": "production",
                  *       "routingWeight": 10,
-                 *       "maxConcurrency": 8
+                 *       "maxConcurrency": 8,
+                 *       "bake": {
+                 *         "maxErrorRate": 0.01
+                 *       }
                  *     }
                  */
                 "application/json": components["schemas"]["DeployModelRequest"];
@@ -2225,11 +2248,18 @@ export interface operations {
                      *             "share": 0.1,
                      *             "inFlight": 2,
                      *             "waiting": 0,
-                     *             "reason": "loaded",
+                     *             "reason": "loaded and warm",
                      *             "revision": 3,
                      *             "createdAt": "2026-01-15T09:30:00.000000Z",
                      *             "updatedAt": "2026-01-15T09:30:00.000000Z",
-                     *             "activeAt": "2026-01-15T09:30:00.000000Z"
+                     *             "activeAt": "2026-01-15T09:30:00.000000Z",
+                     *             "bake": {
+                     *               "bakeSeconds": 600,
+                     *               "minimumRequests": 20,
+                     *               "maxErrorRate": 0.01,
+                     *               "maxFirstTokenMs": 10000,
+                     *               "until": "2026-01-15T09:40:00.000000Z"
+                     *             }
                      *           }
                      *         ]
                      *       },
@@ -2285,11 +2315,18 @@ export interface operations {
                      *         "share": 0.1,
                      *         "inFlight": 2,
                      *         "waiting": 0,
-                     *         "reason": "loaded",
+                     *         "reason": "loaded and warm",
                      *         "revision": 3,
                      *         "createdAt": "2026-01-15T09:30:00.000000Z",
                      *         "updatedAt": "2026-01-15T09:30:00.000000Z",
-                     *         "activeAt": "2026-01-15T09:30:00.000000Z"
+                     *         "activeAt": "2026-01-15T09:30:00.000000Z",
+                     *         "bake": {
+                     *           "bakeSeconds": 600,
+                     *           "minimumRequests": 20,
+                     *           "maxErrorRate": 0.01,
+                     *           "maxFirstTokenMs": 10000,
+                     *           "until": "2026-01-15T09:40:00.000000Z"
+                     *         }
                      *       }
                      *     }
                      */
@@ -2388,11 +2425,18 @@ export interface operations {
                      *         "share": 0.1,
                      *         "inFlight": 2,
                      *         "waiting": 0,
-                     *         "reason": "loaded",
+                     *         "reason": "loaded and warm",
                      *         "revision": 3,
                      *         "createdAt": "2026-01-15T09:30:00.000000Z",
                      *         "updatedAt": "2026-01-15T09:30:00.000000Z",
-                     *         "activeAt": "2026-01-15T09:30:00.000000Z"
+                     *         "activeAt": "2026-01-15T09:30:00.000000Z",
+                     *         "bake": {
+                     *           "bakeSeconds": 600,
+                     *           "minimumRequests": 20,
+                     *           "maxErrorRate": 0.01,
+                     *           "maxFirstTokenMs": 10000,
+                     *           "until": "2026-01-15T09:40:00.000000Z"
+                     *         }
                      *       }
                      *     }
                      */

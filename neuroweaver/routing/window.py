@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 KEPT_REQUESTS = 128
@@ -11,7 +12,10 @@ KEPT_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Observation:
-    """A request that has ended, with what had been predicted for it. `input_length` is in characters."""
+    """A request that has ended, with what had been predicted for it. `input_length` is in characters.
+
+    `first_token_seconds` count from the engine's having the request; None where nothing was answered.
+    """
 
     at: float
     answered: bool
@@ -20,6 +24,7 @@ class Observation:
     cost_usd: float = 0.0
     predicted_seconds: float | None = None
     predicted_cost_usd: float | None = None
+    first_token_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,20 @@ class Window:
         """1 where nothing was asked: nothing has gone wrong."""
         return len(self.answered) / len(self.observations) if self.observations else 1.0
 
+    @property
+    def first_token_seconds(self) -> tuple[float, ...]:
+        """Of the answers of which it is known."""
+        return tuple(each.first_token_seconds for each in self.answered if each.first_token_seconds is not None)
+
     def quantile_seconds(self, share: float) -> float | None:
         """The time that `share` of the answers took at most (nearest rank); None without answers."""
-        seconds = sorted(each.seconds for each in self.answered)
-        return seconds[max(math.ceil(share * len(seconds)), 1) - 1] if seconds else None
+        return _quantile([each.seconds for each in self.answered], share)
+
+    def first_token_quantile(self, share: float) -> float | None:
+        """The same of the time to the first token, in seconds."""
+        return _quantile(self.first_token_seconds, share)
+
+
+def _quantile(values: Sequence[float], share: float) -> float | None:
+    ranked = sorted(values)
+    return ranked[max(math.ceil(share * len(ranked)), 1) - 1] if ranked else None

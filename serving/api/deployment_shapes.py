@@ -7,19 +7,40 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from neuroweaver.contracts import ModelType, Wire
-from neuroweaver.deployments import DeploymentState
-from neuroweaver.routing.candidates import Environment
+from neuroweaver.deployments import DeploymentRecord, DeploymentState
+from neuroweaver.routing.baking import BakeRules
+from neuroweaver.routing.candidates import PRODUCTION, Environment
+from neuroweaver.routing.window import KEPT_REQUESTS
 
 Weight = Annotated[float, Field(ge=0, le=1e6, description="relative to the others of the model type and environment")]
 Concurrency = Annotated[int, Field(ge=1, le=10_000, description="requests under way at once; as many more may wait")]
 
 
+class BakeChanges(Wire):
+    """Rules of a bake time; what is left out is as the service's configuration says."""
+
+    bake_seconds: float | None = Field(None, ge=0, le=7 * 24 * 3600, description="0: no bake time")
+    minimum_requests: int | None = Field(None, ge=1, le=KEPT_REQUESTS, description="recent ones, before they count")
+    max_error_rate: float | None = Field(None, ge=0, le=1)
+    max_first_token_ms: float | None = Field(None, gt=0, le=24 * 3_600_000, description="95th percentile")
+
+    def over(self, rules: BakeRules) -> BakeRules:
+        return rules.model_copy(update=self.model_dump(exclude_none=True))
+
+
 class DeployModelRequest(Wire):
-    """The body of `POST /models/{id}/deploy`."""
+    """The body of `POST /models/{id}/deploy`. `bake` is for production."""
 
     environment: Environment
     routing_weight: Weight
     max_concurrency: Concurrency
+    bake: BakeChanges | None = None
+
+    @model_validator(mode="after")
+    def _bakes_in_production(self) -> DeployModelRequest:
+        if self.bake is not None and self.environment != PRODUCTION:
+            raise ValueError(f"bake: only deployments in {PRODUCTION} have a bake time")
+        return self
 
 
 class DeploymentChange(Wire):
@@ -38,6 +59,22 @@ class DeploymentChange(Wire):
 class DeploymentStatus(Wire):
     deployment_id: str
     status: DeploymentState
+
+
+class BakeTime(Wire):
+    """The rules of a deployment's bake time; `until` says when it is over, and is not there while none goes on."""
+
+    bake_seconds: float
+    minimum_requests: int
+    max_error_rate: float
+    max_first_token_ms: float
+    until: str | None = None
+
+    @classmethod
+    def of(cls, record: DeploymentRecord) -> BakeTime | None:
+        if record.bake is None or record.environment != PRODUCTION:
+            return None
+        return cls(**record.bake, until=record.bake_until)
 
 
 class Deployment(DeploymentStatus):
@@ -60,6 +97,7 @@ class Deployment(DeploymentStatus):
     updated_at: str
     active_at: str | None = None
     ended_at: str | None = None
+    bake: BakeTime | None = None
 
 
 class DeploymentList(Wire):

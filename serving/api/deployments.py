@@ -17,6 +17,7 @@ from neuroweaver.users import User
 from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
 from serving.api.bodies import require_json
 from serving.api.deployment_shapes import (
+    BakeTime,
     Deployment,
     DeploymentChange,
     DeploymentList,
@@ -43,10 +44,11 @@ def router(fleet: Fleet) -> APIRouter:
         dependencies=[Depends(require_json), _DEPLOYING],
     )
     async def deploy(model_id: str, body: DeployModelRequest, user: Caller) -> APIResponse[DeploymentStatus]:
-        """Verify and load a model; it gets traffic once that is done, and `GET /deployments/{id}` says when."""
+        """Verify, load and warm up a model; it gets traffic once that is done: `GET /deployments/{id}` says when."""
         record = await fleet.deploy(
             model_id, body.environment,
             weight=body.routing_weight, max_concurrency=body.max_concurrency, user=user,
+            bake=None if body.bake is None else body.bake.over(fleet.bake),
         )  # fmt: skip
         return APIResponse(data=DeploymentStatus(deployment_id=record.id, status=record.state))
 
@@ -130,6 +132,7 @@ def _wire(record: DeploymentRecord, fleet: Fleet) -> Deployment:
         share=_share(record, fleet),
         in_flight=live.limiter.in_flight if live else 0,
         waiting=live.limiter.waiting if live else 0,
+        bake=BakeTime.of(record),
         **values,
     )
 

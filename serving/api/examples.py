@@ -33,6 +33,8 @@ from neuroweaver.report import Leakage, RowCounts, TokenCounts, ValidationReport
 from neuroweaver.routing.breaker import Phase
 from neuroweaver.tasks import LEAD_QUALIFICATION
 from serving.api.deployment_shapes import (
+    BakeChanges,
+    BakeTime,
     Deployment,
     DeploymentChange,
     DeploymentList,
@@ -117,7 +119,9 @@ def examples() -> Mapping[tuple[str, str], Example]:
     begun = DeploymentStatus(deployment_id=_DEPLOYMENT, status=DeploymentState.DEPLOYING)
     drained = DeploymentStatus(deployment_id=_DEPLOYMENT, status=DeploymentState.DRAINING)
     response = _response()
-    deploying = DeployModelRequest(environment="production", routing_weight=10, max_concurrency=8)
+    deploying = DeployModelRequest(
+        environment="production", routing_weight=10, max_concurrency=8, bake=BakeChanges(max_error_rate=0.01)
+    )
     return {
         ("get", "/api/v1/models"): _example(None, ModelList(models=[_item(), _archived()]), total=2),
         ("get", "/api/v1/models/{model_id}"): _example(None, _model()),
@@ -220,7 +224,11 @@ def _deployment() -> Deployment:
     return Deployment(
         deployment_id=_DEPLOYMENT, status=DeploymentState.ACTIVE, model_id=_MODEL, model_type="automotive-sales",
         environment="production", routing_weight=10, max_concurrency=8, share=0.1, in_flight=2, waiting=0,
-        reason="loaded", revision=3, created_at=_AT, updated_at=_AT, active_at=_AT,
+        reason="loaded and warm", revision=3, created_at=_AT, updated_at=_AT, active_at=_AT,
+        bake=BakeTime(
+            bake_seconds=600, minimum_requests=20, max_error_rate=0.01, max_first_token_ms=10_000,
+            until="2026-01-15T09:40:00.000000Z",
+        ),
     )  # fmt: skip
 
 

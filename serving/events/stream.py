@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Protocol
 
 from neuroweaver import adapter
 from neuroweaver.errors import UsageError
@@ -15,7 +15,6 @@ from neuroweaver.settings import Settings
 from neuroweaver.users import User
 from serving.auth.access import Access
 from serving.catalog import Catalog
-from serving.events.health_checks import HealthChecks
 from serving.events.hub import Hub
 from serving.events.session import Session
 
@@ -25,14 +24,20 @@ CLOSE_SECONDS = 3.0
 _log = logging.getLogger(__name__)
 
 
+class Watch(Protocol):
+    """What looks at something, and writes events of it, until it is cancelled."""
+
+    async def run(self) -> None: ...
+
+
 class EventStream:
     """For one event loop, in which `start` is called before anybody watches, and `stop` before the service ends."""
 
     def __init__(
-        self, log: EventLog, checks: HealthChecks, access: Access, catalog: Catalog, settings: Settings
+        self, log: EventLog, watches: Sequence[Watch], access: Access, catalog: Catalog, settings: Settings
     ) -> None:
         self.hub = Hub(log, settings.max_event_sockets)
-        self._log, self._checks, self._access, self._catalog = log, checks, access, catalog
+        self._log, self._watches, self._access, self._catalog = log, watches, access, catalog
         self._sessions: set[Session] = set()
         self._work: list[asyncio.Task[None]] = []
         self._ends: list[Callable[[], Awaitable[None]]] = []
@@ -54,7 +59,7 @@ class EventStream:
 
     async def start(self) -> None:
         works: list[Coroutine[Any, Any, None]] = [
-            self.hub.run(), self._checks.run(), self._check_tokens(),
+            self.hub.run(), self._check_tokens(), *(each.run() for each in self._watches),
         ]  # fmt: skip
         self._work = [asyncio.create_task(_logged(work)) for work in works]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -164,6 +165,9 @@ def test_service_answers_with_the_champions_and_ends_cleanly(
     assert early.status_code in (200, 503)
     service.wait_until("/readyz", 200)
 
+    warm = client.get("/metrics").text
+    assert 'neuroweaver_engine_requests_total{outcome="answered"} 6' in warm, "three templates, twice each"
+    assert re.search(r"^neuroweaver_engine_prefix_bytes [1-9]", warm, re.MULTILINE)
     models = client.get("/api/v1/models").json()
     assert [model["id"] for model in models["data"]["models"]] == ["automotive-sales@1", "service-advisor@1"]
     assert models["data"]["models"][0]["accuracy"] == 0.875
@@ -190,7 +194,7 @@ def test_service_answers_with_the_champions_and_ends_cleanly(
     assert client.get("/nothing").json()["code"] == "not_found"
 
     metrics = client.get("/metrics").text
-    assert 'neuroweaver_engine_requests_total{outcome="answered"} 2' in metrics
+    assert 'neuroweaver_engine_requests_total{outcome="answered"} 8' in metrics
     assert "bentoml_service_request_total" in metrics
 
     last = client.post("/api/v1/prompts", json=LEAD, headers={"X-Workflow-Id": "the-last"})

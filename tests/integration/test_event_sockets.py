@@ -35,6 +35,7 @@ from serving.auth.access import Access, open_access
 from serving.auth.rate_limits import RateLimits
 from serving.auth.tokens import TokenRefusedError
 from serving.catalog import Catalog, ServedModel
+from serving.engine.protocol import EngineAnswer, EngineRequest
 from serving.events import outbox, socket_io, stream, websocket
 from serving.events.stream import EventStream
 from serving.fleet import Fleet
@@ -46,13 +47,20 @@ SALES, SERVICE = "training:automotive-sales", "training:service-advisor"
 DEPLOYED = "deployment:elsewhere"
 
 
+class Greeter:
+    """An engine as far as a deployment on an upstream needs one: it answers when it is asked to warm up."""
+
+    async def submit(self, request: EngineRequest) -> EngineAnswer:
+        return EngineAnswer("hello", 1.0, 1, 1, 0.0, 0.0)
+
+
 class Server:
     """The app of `settings` behind uvicorn on a free port, in a thread of its own."""
 
     def __init__(self, settings: Settings, access: Access, port: int = 0) -> None:
         self.settings, self.access = settings, access
         catalog = Catalog([ServedModel("elsewhere", "automotive-sales", None, ("lead-qualification",))])
-        fleet = Fleet(None, catalog, Deployments(open_store(settings)), None)  # type: ignore[arg-type]
+        fleet = Fleet(Greeter(), catalog, Deployments(open_store(settings)), None)  # type: ignore[arg-type]
         self.app: FastAPI = create_app(None, catalog, settings, fleet=fleet, access=access)  # type: ignore[arg-type]
         self.events: EventStream = self.app.state.events
         self.log = EventLog(open_store(settings))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import httpx
 import pytest
@@ -20,13 +21,22 @@ from neuroweaver.executions import Selection
 from neuroweaver.inference import loading
 from neuroweaver.routing.candidates import Demand
 from neuroweaver.settings import Settings
-from neuroweaver.store import open_store
+from neuroweaver.store import open_store, timestamp
 from neuroweaver.tasks import LEAD_QUALIFICATION
+from serving import baking, warm_up
 from serving.app import create_app, create_log
-from serving.catalog import Catalog, load_champions
+from serving.catalog import Catalog, ServedModel, load_champions
 from serving.chat import Chats
 from serving.engine.local import LocalEngine
-from serving.engine.protocol import DeadlineError, EngineAnswer, EngineCrashedError, EngineError, EngineRequest
+from serving.engine.protocol import (
+    DeadlineError,
+    EngineAnswer,
+    EngineCrashedError,
+    EngineError,
+    EngineRequest,
+    EngineStats,
+    QueueFullError,
+)
 from serving.fleet import Fleet
 from serving.registry import Champion
 from serving.router import Router
@@ -46,6 +56,8 @@ CHAT: dict[str, Any] = {"model": SALES, "messages": [{"role": "user", "content":
 class ScriptedEngine:
     """Answers every lead at once, unless it is held or an adapter fails."""
 
+    COLD: ClassVar[dict[str, Exception]] = {}  # adapters that fail their warm-up
+
     def __init__(self) -> None:
         self.folders: dict[str, Path] = {}
         self.running: Counter[str | None] = Counter()
@@ -54,11 +66,18 @@ class ScriptedEngine:
         self.failing: dict[str, Exception] = {}
         self.seconds: list[float] = []
         self.held: asyncio.Event | None = None
+        self.warmed: list[tuple[str | None, str]] = []  # who was asked to warm up, and what
+        self.cold = dict(self.COLD)
 
     async def submit(self, request: EngineRequest) -> EngineAnswer:
         name = request.adapter
         if name is not None and name not in self.folders:
             raise NotFoundError(f"adapter {name!r} is not loaded")
+        if request.max_tokens == warm_up.MAX_TOKENS:
+            self.warmed.append((name, request.messages[0].content))
+            if name in self.cold:
+                raise self.cold[name]
+            return EngineAnswer("I can", 0.9, 10, 4, 0.0, 0.0)
         self.asked.append(name)
         self.seconds.append(request.timeout_seconds)
         self.running[name] += 1
@@ -88,8 +107,8 @@ class ScriptedEngine:
     def adapters(self) -> tuple[str, ...]:
         return tuple(self.folders)
 
-    def stats(self) -> Any:
-        raise NotImplementedError
+    def stats(self) -> EngineStats:
+        return EngineStats(True, *[0] * 19)
 
     def close(self) -> None:
         pass
@@ -176,6 +195,11 @@ async def deploy(
     deployment_id: str = response.json()["data"]["deploymentId"]
     await reach(client, deployment_id, "active")
     return deployment_id
+
+
+async def deploy_all(client: httpx.AsyncClient, numbers: Sequence[int], weight: float = 1) -> list[str]:
+    """Versions of the sales model, in turn."""
+    return [await deploy(client, f"{SALES}@{number}", weight) for number in numbers]
 
 
 async def ask(client: httpx.AsyncClient, customer: str | None = None, **routing: Any) -> httpx.Response:
@@ -282,6 +306,196 @@ def test_a_full_disk_is_507_and_the_champion_serves_on(world: World, monkeypatch
     async def use(client: httpx.AsyncClient) -> None:
         assert is_error(await client.post(f"/api/v1/models/{SALES}@2/deploy", json=body), 507, "disk_full")
         assert (await ask(client)).status_code == 200
+
+    world.run(use)
+
+
+# warm-up
+
+
+def test_a_deployment_is_asked_by_its_own_templates_before_it_gets_traffic(world: World) -> None:
+    async def use(client: httpx.AsyncClient) -> None:
+        new = await deploy(client, f"{SALES}@2", 1)
+        assert (await reach(client, new, "active"))["reason"] == "loaded and warm"
+        assert {name for name, _ in world.engine.warmed} == {f"{SALES}@2"}
+        asked = [text for _, text in world.engine.warmed]
+        assert len(set(asked)) == 4, "two tasks, twice each"
+        for begins in ("Analyze this customer inquiry for vehicle interest: ", "Customer objection: '"):
+            assert sum(text.startswith(begins) for text in asked) == 2
+        assert world.engine.asked == []
+        found = (await client.get(f"/api/v1/models/{SALES}@2")).json()["data"]["performance"]
+        assert found["totalRequests"] == 0, "nobody has asked for it"
+
+    world.run(use)
+
+
+def test_one_that_does_not_answer_is_failed_with_the_reason_and_the_champion_serves_on(world: World) -> None:
+    world.engine.cold[f"{SALES}@2"] = EngineError("generation failed")
+
+    async def use(client: httpx.AsyncClient) -> None:
+        body = {"environment": "production", "routingWeight": 100, "maxConcurrency": 1}
+        made = (await client.post(f"/api/v1/models/{SALES}@2/deploy", json=body)).json()["data"]
+        failed = await reach(client, made["deploymentId"], "failed", "active")
+        assert (failed["status"], failed["reason"]) == ("failed", "EngineError: generation failed")
+        assert await dealt(client, 5) == {f"{SALES}@1": 5}
+        assert list(world.engine.folders) == [f"{SALES}@1"]
+        del world.engine.cold[f"{SALES}@2"]
+        await deploy(client, f"{SALES}@2", 100)
+        assert await dealt(client, 5) == {f"{SALES}@2": 5}
+
+    world.run(use)
+
+
+def test_while_it_warms_up_it_gets_no_traffic_and_others_are_deployed(world: World) -> None:
+    gate = threading.Event()
+    submit = world.engine.submit
+
+    async def slow(request: EngineRequest) -> EngineAnswer:
+        if request.adapter == f"{SALES}@2" and request.max_tokens == warm_up.MAX_TOKENS:
+            await asyncio.to_thread(gate.wait, 20)
+        return await submit(request)
+
+    world.engine.submit = slow  # type: ignore[method-assign]
+
+    async def use(client: httpx.AsyncClient) -> None:
+        body = {"environment": "production", "routingWeight": 1e6, "maxConcurrency": 1}
+        made = (await client.post(f"/api/v1/models/{SALES}@2/deploy", json=body)).json()["data"]["deploymentId"]
+        await until(lambda: asyncio.sleep(0, world.engine.folders), lambda folders: f"{SALES}@2" in folders)
+        await deploy(client, f"{SALES}@4", 1)
+        assert await dealt(client, 5) == {f"{SALES}@4": 5}
+        assert (await reach(client, made, "deploying"))["share"] == 0
+        named = await ask(client, preferredModel=f"{SALES}@2")
+        assert is_error(named, 503, "unavailable")
+        gate.set()
+        await reach(client, made, "active")
+        assert (await dealt(client, 20))[f"{SALES}@2"] == 20
+
+    world.run(use)
+
+
+def test_a_busy_engine_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_up, "_AGAIN_SECONDS", 0.01)
+    world.engine.cold[f"{SALES}@2"] = QueueFullError("64 requests are waiting, as many as may", 1)
+
+    async def use(client: httpx.AsyncClient) -> None:
+        body = {"environment": "production", "routingWeight": 1, "maxConcurrency": 1}
+        made = (await client.post(f"/api/v1/models/{SALES}@2/deploy", json=body)).json()["data"]["deploymentId"]
+        await until(lambda: asyncio.sleep(0, world.engine.warmed), lambda warmed: len(warmed) > 3)
+        del world.engine.cold[f"{SALES}@2"]
+        await reach(client, made, "active")
+
+    world.run(use)
+
+
+def test_after_a_restart_deployments_are_warm_before_it_is_ready_and_those_that_are_not_are_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = World(tmp_path)
+    ids = before.run(lambda client: deploy_all(client, (2, 4)))
+    monkeypatch.setattr(ScriptedEngine, "COLD", {f"{SALES}@4": EngineCrashedError("it has ended", 1)})
+    after = World(tmp_path)
+
+    assert {name for name, _ in after.engine.warmed} == {f"{SALES}@2", f"{SALES}@4"}
+    states = {each.id: (each.state.value, each.reason) for each in after.fleet.deployments.find()}
+    assert states == {
+        ids[0]: ("active", "loaded and warm"), ids[1]: ("failed", "EngineCrashedError: it has ended"),
+    }  # fmt: skip
+    assert set(after.engine.folders) == {f"{SALES}@1", f"{SALES}@2"}
+
+
+def test_an_upstream_is_asked_once_when_it_is_deployed_and_not_after_a_restart(tmp_path: Path) -> None:
+    def fleet() -> tuple[ScriptedEngine, Fleet]:
+        engine = ScriptedEngine()
+        engine.folders["far"] = tmp_path  # it answers under this name
+        catalog = Catalog([ServedModel("far", SALES, None, ("lead-qualification",))])
+        found = Fleet(engine, catalog, Deployments(open_store(Settings(home=tmp_path))), None)  # type: ignore[arg-type]
+        found.restore()
+        return engine, found
+
+    async def run(found: Fleet) -> None:
+        record = await found.deploy("far", "production", weight=1, max_concurrency=1)
+        await until(
+            lambda: asyncio.to_thread(found.deployments.get, record.id),
+            lambda record: record.state is DeploymentState.ACTIVE,
+        )
+
+    engine, found = fleet()
+    asyncio.run(run(found))
+    assert [name for name, _ in engine.warmed] == ["far"]
+    engine, found = fleet()
+    assert engine.warmed == []
+    assert len(found.live()) == 1
+
+
+def test_champions_are_warmed_up_and_one_that_does_not_answer_stays(caplog: pytest.LogCaptureFixture) -> None:
+    engine = ScriptedEngine()
+    models = [ServedModel(f"{SALES}@{number}", SALES, number, ("lead-qualification",)) for number in (1, 2)]
+    engine.folders = {model.id: Path() for model in models}
+    engine.cold[models[0].id] = EngineError("generation failed\nmore")
+
+    warm_up.warm_up_all(engine, models, 60)
+
+    assert [name for name, _ in engine.warmed] == [models[0].id, *[models[1].id] * 4]
+    assert f"{SALES}@1 does not answer: EngineError: generation failed" in caplog.text
+    assert "more" not in caplog.text
+
+
+# bake time: tests/unit/test_baking.py has its rules
+
+
+def test_a_deployment_bakes_by_the_rules_of_its_request_over_those_of_the_service(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baking, "LOOK_SECONDS", 0.01)
+    body = {
+        "environment": "production", "routingWeight": 10, "maxConcurrency": 8, "bake": {"minimumRequests": 3},
+    }  # fmt: skip
+
+    async def use(client: httpx.AsyncClient) -> None:
+        made = (await client.post(f"/api/v1/models/{SALES}@2/deploy", json=body)).json()["data"]["deploymentId"]
+        bakes = (await reach(client, made, "active"))["bake"]
+        assert bakes.pop("until") > timestamp()
+        assert bakes == {"bakeSeconds": 600, "minimumRequests": 3, "maxErrorRate": 0.05, "maxFirstTokenMs": 10_000}
+        world.engine.failing[f"{SALES}@2"] = EngineError("generation failed")
+        for _ in range(3):
+            await ask(client, preferredModel=f"{SALES}@2")
+
+        async def read() -> dict[str, Any]:
+            data: dict[str, Any] = (await client.get(f"{DEPLOYMENTS}/{made}")).json()["data"]
+            return data
+
+        back = await until(read, lambda data: data["routingWeight"] == 0)
+        assert (back["status"], back["share"]) == ("active", 0)
+        assert back["reason"] == "rolled back: 100.0 % of 3 requests failed, above 5 %"
+        assert "until" not in back["bake"]
+        assert (await ask(client)).json()["data"]["modelUsed"] == f"{SALES}@1"
+
+    async def watched(client: httpx.AsyncClient) -> None:
+        async with world.app.router.lifespan_context(world.app):
+            await use(client)
+
+    world.run(watched)
+
+
+@pytest.mark.parametrize("bake", [
+    {"bakeSeconds": -1}, {"minimumRequests": 129}, {"maxErrorRate": 1.5}, {"maxFirstTokenMs": 0}, {"seconds": 1}, 600,
+])  # fmt: skip
+def test_rules_of_a_bake_time_that_can_t_be_are_refused_by_their_name(world: World, bake: Any) -> None:
+    body = {"environment": "production", "routingWeight": 1, "maxConcurrency": 1, "bake": bake}
+    response = world.run(lambda client: client.post(f"/api/v1/models/{SALES}@2/deploy", json=body))
+    assert is_error(response, 422, "invalid_content"), response.text
+    assert "body.bake" in response.json()["errors"][0]
+
+
+def test_staging_has_no_bake_time(world: World) -> None:
+    body = {"environment": "staging", "routingWeight": 1, "maxConcurrency": 1}
+
+    async def use(client: httpx.AsyncClient) -> None:
+        refused = await client.post(f"/api/v1/models/{SALES}@2/deploy", json=body | {"bake": {"bakeSeconds": 5}})
+        assert is_error(refused, 422, "invalid_content")
+        assert "only deployments in production have a bake time" in refused.json()["errors"][0]
+        made = await deploy(client, f"{SALES}@2", 1, environment="staging")
+        assert "bake" not in (await reach(client, made, "active"))
 
     world.run(use)
 

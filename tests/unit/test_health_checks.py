@@ -15,6 +15,7 @@ from neuroweaver.routing.breaker import RULES
 from neuroweaver.routing.candidates import Demand
 from neuroweaver.store import Store
 from serving.catalog import Catalog, ServedModel
+from serving.engine.protocol import Engine
 from serving.events import health_checks
 from serving.events.health_checks import HealthChecks
 from serving.fleet import Fleet
@@ -35,11 +36,11 @@ class Clock:
 class World:
     """Deployments of two upstreams, a real router before them, and the health checks of both."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine: Engine) -> None:
         store = Store(f"sqlite:///{folder / 'store.db'}")
         self.clock, self.log, self.records = Clock(), EventLog(store), Deployments(store)
         catalog = Catalog(ServedModel(name, SALES, None, ("lead-qualification",)) for name in ("near", "far"))
-        self.fleet = Fleet(None, catalog, self.records, None)  # type: ignore[arg-type]
+        self.fleet = Fleet(engine, catalog, self.records, None)  # type: ignore[arg-type]
         self.router = Router(catalog, self.fleet, 60, clock=self.clock)
         self.checks = HealthChecks(self.log, self.fleet, self.router, 10, self.clock)
 
@@ -61,8 +62,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path, stub_engine: Engine) -> World:
+    return World(tmp_path, stub_engine)
 
 
 def test_every_deployment_is_told_of_each_interval_from_its_requests(world: World) -> None:
