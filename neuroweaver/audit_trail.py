@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from sqlalchemy import Connection, Row, insert, select, update
@@ -20,6 +20,16 @@ from neuroweaver.users import User
 
 START = "0" * 64  # what the first entry follows
 _PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Act:
+    """What an entry tells: who did what to which object, and with what outcome."""
+
+    user: User
+    action: str
+    object: str
+    outcome: str
 
 
 @dataclass(frozen=True)
@@ -67,8 +77,13 @@ class AuditTrail:
 
     def append(self, user: User, action: str, object: str, outcome: str) -> AuditEntry:
         """Write an entry; it is on disk when this returns."""
+        (entry,) = self.append_all([Act(user, action, object, outcome)])
+        return entry
+
+    def append_all(self, acts: Sequence[Act]) -> list[AuditEntry]:
+        """Write entries in this order, all or none; they are on disk when this returns."""
         with self._store.write() as connection:
-            return append_to(connection, user, action, object, outcome)
+            return _append_to(connection, acts)
 
     def latest(self, limit: int) -> list[AuditEntry]:
         """The last entries, the oldest of them first."""
@@ -85,18 +100,24 @@ class AuditTrail:
 
 def append_to(connection: Connection, user: User, action: str, object: str, outcome: str) -> AuditEntry:
     """Write an entry in the transaction of what it tells of, so that both are there or neither is."""
-    last = NUMBERS.c.name == LAST_AUDIT_ENTRY
-    # A counter, as for events: its row is locked until the entry is there.
-    connection.execute(update(NUMBERS).where(last).values(value=NUMBERS.c.value + 1))
-    number = connection.scalar(select(NUMBERS.c.value).where(last)) or 0
-    before = connection.scalar(select(AUDIT.c.hash).where(AUDIT.c.id == number - 1)) or START
-    entry = AuditEntry(
-        number, timestamp(), storable(user.id)[:255], user.role or "none", action,
-        storable(object)[:MAX_OBJECT], outcome, "",
-    )  # fmt: skip
-    entry = AuditEntry(**{**asdict(entry), "hash": _hash(before, entry)})
-    connection.execute(insert(AUDIT).values(**asdict(entry)))
+    (entry,) = _append_to(connection, [Act(user, action, object, outcome)])
     return entry
+
+
+def _append_to(connection: Connection, acts: Sequence[Act]) -> list[AuditEntry]:
+    if not acts:
+        return []
+    last = NUMBERS.c.name == LAST_AUDIT_ENTRY
+    # A counter, as for events: its row is locked until the entries are there.
+    connection.execute(update(NUMBERS).where(last).values(value=NUMBERS.c.value + len(acts)))
+    first = (connection.scalar(select(NUMBERS.c.value).where(last)) or 0) - len(acts) + 1
+    before = connection.scalar(select(AUDIT.c.hash).where(AUDIT.c.id == first - 1)) or START
+    entries: list[AuditEntry] = []
+    for number, act in enumerate(acts, first):
+        entries.append(_made(number, act, before))
+        before = entries[-1].hash
+    connection.execute(insert(AUDIT), [asdict(entry) for entry in entries])
+    return entries
 
 
 def verify_chain(entries: Iterable[AuditEntry]) -> Verification:
@@ -110,6 +131,15 @@ def verify_chain(entries: Iterable[AuditEntry]) -> Verification:
             return Verification(count, head, f"entry {entry.id} is not what was written, or not where it was")
         count, head = entry.id, entry.hash
     return Verification(count, head)
+
+
+def _made(number: int, act: Act, before: str) -> AuditEntry:
+    """The entry of `act` that follows one with the hash `before`."""
+    entry = AuditEntry(
+        number, timestamp(), storable(act.user.id)[:255], act.user.role or "none", act.action,
+        storable(act.object)[:MAX_OBJECT], act.outcome, "",
+    )  # fmt: skip
+    return replace(entry, hash=_hash(before, entry))
 
 
 def _all(connection: Connection) -> Iterator[AuditEntry]:

@@ -7,7 +7,6 @@ through here, and `serving/events/socket_io.py` asks for it.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import re
@@ -16,11 +15,12 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from neuroweaver import pii, ports
-from neuroweaver.audit_trail import AuditTrail
+from neuroweaver.audit_trail import Act
 from neuroweaver.errors import NeuroWeaverError
 from neuroweaver.users import User
 from serving.api.errors import answer_at
 from serving.auth.access import Access
+from serving.auth.recorder import Recorder
 from serving.auth.tokens import TokenRefusedError
 
 PUBLIC_PATHS = frozenset(("/livez", "/readyz", "/metrics"))
@@ -41,6 +41,7 @@ class Gate:
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self.app = app
         self.access = access
+        self._recorder = None if access.trail is None else Recorder(access.trail)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket") or scope["path"] in PUBLIC_PATHS:
@@ -74,16 +75,16 @@ class Gate:
             await _refuse(scope, receive, send, 429, "more requests than you may send in a minute", retry)
             return
         scope.setdefault("state", {}).update(user=user, token=token)
-        if self.access.trail is not None and scope["type"] == "http":
-            send = _AuditedSend(self.access.trail, user, scope, receive, send)
+        if self._recorder is not None and scope["type"] == "http":
+            send = _AuditedSend(self._recorder, user, scope, receive, send)
         await self.app(scope, receive, send)
 
 
 class _AuditedSend:
     """Sends on, after the entry is on disk: no answer leaves without it."""
 
-    def __init__(self, trail: AuditTrail, user: User, scope: Scope, receive: Receive, send: Send) -> None:
-        self._trail, self._user, self._scope, self._receive, self._send = trail, user, scope, receive, send
+    def __init__(self, recorder: Recorder, user: User, scope: Scope, receive: Receive, send: Send) -> None:
+        self._recorder, self._user, self._scope, self._receive, self._send = recorder, user, scope, receive, send
         self._failed = False
 
     async def __call__(self, message: Message) -> None:
@@ -91,9 +92,7 @@ class _AuditedSend:
             return
         if message["type"] == "http.response.start" and self._counts(message["status"]):
             try:
-                await asyncio.to_thread(
-                    self._trail.append, self._user, self._action, self._object, str(message["status"])
-                )
+                await self._recorder.append(Act(self._user, self._action, self._object, str(message["status"])))
             except NeuroWeaverError as error:
                 self._failed = True
                 _log.error("the audit trail can't be written: %s", error)

@@ -680,7 +680,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise StorageError("can't write the store: no space left on the disk")
 
-    monkeypatch.setattr(AuditTrail, "append", full)
+    monkeypatch.setattr(AuditTrail, "append_all", full)
 
 
 @pytest.mark.usefixtures("full_disk")
