@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, NullPool, create_engine, event, text
+from sqlalchemy import Connection, QueuePool, create_engine, event, text
 from sqlalchemy import exc as sql
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from neuroweaver import errors, files
 
@@ -77,6 +77,7 @@ class Database:
                 yield connection
             return
         with files.locked(self.file.parent), self._described_errors(), self._engine.connect() as connection:
+            connection.detach()  # nobody else gets it as it is set up here
             # Neither works inside a transaction. The file remembers the first; the second lets tables be made anew.
             connection.execution_options(begin=None)
             for pragma in ("journal_mode=WAL", "foreign_keys=OFF"):
@@ -142,10 +143,14 @@ def _checked(text: str) -> URL:
 def _engine(url: URL) -> Engine:
     try:
         if url.get_backend_name() == "sqlite":
-            # No pool: a connection must not cross a fork, and workers fork.
-            engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS})
+            # Whoever closes the last connection moves the log into the file, which takes several times what a
+            # transaction does: so they stay open.
+            arguments = {"timeout": BUSY_SECONDS, "check_same_thread": False}
+            engine = create_engine(url, poolclass=QueuePool, max_overflow=-1, connect_args=arguments)
             event.listen(engine, "connect", _set_up_sqlite)
+            event.listen(engine, "checkout", _check_file)
             event.listen(engine, "begin", _begin)
+            _pooled.add(engine)
             return engine
         seconds = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_SECONDS}
         engine = create_engine(url, pool_pre_ping=True, connect_args=seconds)
@@ -160,10 +165,27 @@ def _engine(url: URL) -> Engine:
     return engine
 
 
-def _set_up_sqlite(connection: sqlite3.Connection, _entry: ConnectionPoolEntry) -> None:
+def _set_up_sqlite(connection: sqlite3.Connection, entry: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # transactions begin where we say so
     for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+    entry.info["file"] = _file_of(connection)
+
+
+def _check_file(connection: sqlite3.Connection, entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
+    """A connection to a file that was replaced or removed meanwhile is given up for a new one."""
+    if entry.info["file"] != _file_of(connection):
+        raise sql.DisconnectionError
+
+
+def _file_of(connection: sqlite3.Connection) -> tuple[int, int] | None:
+    """Which file the path of a connection leads to; None where it leads to none."""
+    path = connection.execute("PRAGMA database_list").fetchone()[2]
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _begin(connection: Connection) -> None:

@@ -87,6 +87,22 @@ def test_sqlite_is_set_up_to_be_durable_and_shared(tmp_path: Path) -> None:
     assert pragma(opened, "busy_timeout") == 30_000
 
 
+def test_a_file_that_was_replaced_is_the_one_that_is_used(tmp_path: Path) -> None:
+    """Connections are kept, and must not lead to what was there before a backup was put back."""
+    url = SQLITE_URL.format(tmp_path / "store.db")
+    used, other = Store(url), Store(SQLITE_URL.format(tmp_path / "other.db"))
+    set_number(used, LAST_EVENT, 1)
+    set_number(other, LAST_EVENT, 2)
+    other.engine.dispose()  # its log is in its file
+    for name in ("store.db-wal", "store.db-shm"):
+        (tmp_path / name).unlink()
+    (tmp_path / "other.db").rename(tmp_path / "store.db")
+
+    assert number(used, LAST_EVENT) == 2
+    set_number(used, LAST_EVENT, 3)
+    assert number(Store(url), LAST_EVENT) == 3
+
+
 def test_a_new_store_is_opened_again_without_alembic(store_url: str) -> None:
     """Which would cost every command a tenth of a second."""
     Store(store_url)
@@ -285,7 +301,7 @@ def test_a_full_disk_is_one_clear_error_reads_go_on_and_writes_too_when_there_is
     opened = Store(SQLITE_URL.format(tmp_path / "store.db"))
     allowed = 40
 
-    def limit(connection: sqlite3.Connection, _record: object) -> None:
+    def limit(connection: sqlite3.Connection, _record: object, _proxy: object) -> None:
         connection.execute(f"PRAGMA max_page_count={allowed}")
 
     def fill(rows: int) -> None:
@@ -293,7 +309,7 @@ def test_a_full_disk_is_one_clear_error_reads_go_on_and_writes_too_when_there_is
             for n in range(rows):
                 connection.execute(insert(NUMBERS).values(name=f"{n:064}", value=n))
 
-    event.listen(opened.engine, "connect", limit)
+    event.listen(opened.engine, "checkout", limit)
     with pytest.raises(errors.StorageError, match=r"store.db: no space left on the disk"):
         fill(5000)
 
