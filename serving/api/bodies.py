@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated
+import json
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any
 
-from fastapi import Header, Request
+from fastapi import Header, Request, Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -52,6 +54,45 @@ class BodyLimit:
             return message
 
         await self.app(scope, limited, send)
+
+
+class NotPlainError(ValueError):
+    """JSON that programs read differently: a key twice, or a number that is none."""
+
+
+def plain_json(text: str | bytes) -> Any:
+    """Raises NotPlainError, ValueError where it is no JSON at all, and RecursionError for what nests without end."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise NotPlainError("an object has a key twice")
+        return found
+
+    def no_number(name: str) -> None:
+        raise NotPlainError(f"{name} is no JSON")
+
+    return json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+
+
+class _PlainJsonRequest(Request):
+    async def json(self) -> Any:
+        try:
+            return plain_json(await self.body())
+        except NotPlainError as error:
+            raise HTTPException(422, f"body: {error}") from None
+
+
+class PlainJsonRoute(APIRoute):
+    """422 for a body that is JSON and not plain."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_plain(request: Request) -> Response:
+            return await handle(_PlainJsonRequest(request.scope, request.receive))
+
+        return handle_plain
 
 
 async def require_json(request: Request) -> None:

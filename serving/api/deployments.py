@@ -15,7 +15,7 @@ from neuroweaver.errors import NotFoundError
 from neuroweaver.routing.sharing import shares
 from neuroweaver.users import User
 from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
-from serving.api.bodies import require_json
+from serving.api.bodies import PlainJsonRoute, require_json
 from serving.api.deployment_shapes import (
     BakeTime,
     Deployment,
@@ -35,7 +35,7 @@ _DEPLOYING = requires("deployModels")
 
 
 def router(fleet: Fleet) -> APIRouter:
-    routes = APIRouter(tags=["deployments"])
+    routes = APIRouter(tags=["deployments"], route_class=PlainJsonRoute)
 
     @routes.post(
         "/models/{model_id}/deploy",

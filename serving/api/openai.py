@@ -16,7 +16,7 @@ from neuroweaver.inference.sampling import Sampling
 from neuroweaver.routing.candidates import Demand, Override
 from neuroweaver.settings import Price, Settings
 from neuroweaver.vocabulary import MODEL_TYPES
-from serving.api.bodies import require_json
+from serving.api.bodies import PlainJsonRoute, require_json
 from serving.api.callers import while_connected
 from serving.api.errors import openai_error
 from serving.api.openai_shapes import (
@@ -50,7 +50,7 @@ _ASKING = requires("executeWorkflows", "testModels")
 def router(
     chats: Chats, catalog: Catalog, standing: StandingOverrides, settings: Settings, base_name: str
 ) -> APIRouter:  # fmt: skip
-    routes = APIRouter(tags=["openai"], prefix="/v1")
+    routes = APIRouter(tags=["openai"], route_class=PlainJsonRoute, prefix="/v1")
 
     @routes.post(
         "/chat/completions",

@@ -16,7 +16,7 @@ from neuroweaver.permissions import CUSTOMER_PII
 from neuroweaver.prompts import OUTPUTS
 from neuroweaver.tasks import TASKS, Task
 from neuroweaver.users import User
-from serving.api.bodies import require_json
+from serving.api.bodies import PlainJsonRoute, require_json
 from serving.api.callers import while_connected
 from serving.api.errors import body_of
 from serving.api.paging import Paged
@@ -31,7 +31,7 @@ _ASKING = requires("executeWorkflows", "testModels")
 
 
 def router(submissions: Submissions) -> APIRouter:
-    routes = APIRouter(tags=["prompts"])
+    routes = APIRouter(tags=["prompts"], route_class=PlainJsonRoute)
 
     @routes.get("/prompts/templates", response_model_exclude_none=True, dependencies=[_ASKING])
     async def list_templates(user: Caller, paging: Paged) -> APIResponse[PromptTemplates]:

@@ -15,7 +15,7 @@ from neuroweaver.permissions import OVERRIDING
 from neuroweaver.routing.candidates import Candidate, Demand, Override
 from neuroweaver.routing.decision import Decision, Judgement
 from neuroweaver.users import User
-from serving.api.bodies import require_json
+from serving.api.bodies import PlainJsonRoute, require_json
 from serving.api.override_shapes import StandingOverride
 from serving.api.routing_shapes import ConsideredModel, ManualOverride, ModelSelection, RoutingDecision, SelectedModel
 from serving.auth.asking import Asking
@@ -26,7 +26,7 @@ from serving.router import Router
 
 
 def router(requests: Router, catalog: Catalog, standing: StandingOverrides) -> APIRouter:
-    routes = APIRouter(tags=["routing"])
+    routes = APIRouter(tags=["routing"], route_class=PlainJsonRoute)
 
     @routes.post(
         "/routing/select",

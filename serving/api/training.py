@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -23,7 +22,7 @@ from neuroweaver.settings import describe
 from neuroweaver.store import timestamp
 from neuroweaver.users import User
 from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
-from serving.api.bodies import require_json
+from serving.api.bodies import PlainJsonRoute, plain_json, require_json
 from serving.api.callers import while_connected
 from serving.api.errors import error_body
 from serving.api.forms import Form, receive
@@ -83,7 +82,7 @@ _FORM = {
 
 
 def router(training: Training) -> APIRouter:
-    routes = APIRouter(tags=["training"])
+    routes = APIRouter(tags=["training"], route_class=PlainJsonRoute)
 
     @routes.post(
         "/training/upload",
@@ -218,18 +217,9 @@ def _fields(form: Form) -> UploadFields:
 
 
 def _json(text: str) -> Any:
-    """Raises UsageError for anything but plain JSON: no key twice, no NaN, not nested without end."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len({name for name, _ in pairs}) < len(pairs):
-            raise ValueError
-        return dict(pairs)
-
-    def no_number(_: str) -> None:
-        raise ValueError
-
+    """Raises UsageError for anything but plain JSON."""
     try:
-        return json.loads(text, object_pairs_hook=once, parse_constant=no_number)
+        return plain_json(text)
     except (ValueError, RecursionError):
         raise UsageError("metadata: must be JSON, each key once: {dealership, department, dateRange}") from None
 
