@@ -192,3 +192,45 @@ def bench_responsiveness(
     typer.echo(json.dumps(result)) if as_json else out.print(
         "\n".join(responsiveness.table(result)), markup=False, highlight=False, soft_wrap=True
     )
+
+
+@bench_app.command("gateway")
+def bench_gateway(
+    concurrency: Annotated[list[int] | None, typer.Option("--concurrency", min=1, help="Callers at once.")] = None,
+    rate: Annotated[float, typer.Option("--rate", min=1, help="Requests a second.")] = 100,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Of each turn.")] = 20,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Turns of each endpoint.")] = 3,
+    save: Annotated[bool, typer.Option("--save", help="Write benchmarks/results/gateway.{json,md}, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """What the service adds to a request, beside a bare BentoML endpoint; the engine is a stub."""
+    from benchmarks import gateway
+
+    say = functools.partial(err.print, markup=False, highlight=False)
+    result = gateway.run(concurrency=concurrency or (1, 64), rate=rate, seconds=seconds, rounds=rounds, say=say)
+    if save:
+        gateway.save(result)
+    typer.echo(json.dumps(result)) if as_json else out.print(
+        "\n".join(gateway.table(result)), markup=False, highlight=False, soft_wrap=True
+    )
+
+
+@bench_app.command("overload")
+def bench_overload(
+    limit: Annotated[int, typer.Option("--limit", min=1, help="maxConcurrency of the deployment.")] = 8,
+    answer_ms: Annotated[int, typer.Option("--answer-ms", min=1, help="What an answer takes.")] = 400,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="Of the flood.")] = 60,
+    around: Annotated[float, typer.Option("--around", min=1, help="Of each phase before and after it.")] = 15,
+    save: Annotated[bool, typer.Option("--save", help="Write benchmarks/results/overload.{json,md}, too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Send a deployment ten times what its limit allows, and see who is answered, and how fast."""
+    from benchmarks import overload
+
+    say = functools.partial(err.print, markup=False, highlight=False)
+    result = overload.run(limit=limit, answer_ms=answer_ms, seconds=seconds, around=around, say=say)
+    if save:
+        overload.save(result)
+    typer.echo(json.dumps(result)) if as_json else out.print(
+        "\n".join(overload.table(result)), markup=False, highlight=False, soft_wrap=True
+    )

@@ -23,7 +23,7 @@ from serving.engine.protocol import Engine
 _HANGING_SECONDS = 60.0  # after which a process that should have ended does so whatever it is doing
 
 
-def main() -> None:
+def main(make: Callable[[EngineSetup], Engine]) -> None:
     """`python -m serving.engine.process LIFELINE FOLDER SETUP`: a file descriptor, a path, and JSON."""
     # BentoML and terminals signal whole trees of processes; this one ends when its parent says so, or is gone.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -107,4 +107,4 @@ class Lifeline:
 
 
 if __name__ == "__main__":
-    main()
+    main(make)

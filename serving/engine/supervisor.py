@@ -33,13 +33,14 @@ _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Runs `serving.engine.process` with a socket in a private folder.
+    """Runs `serving.engine.process`, or what takes its place, with a socket in a private folder.
 
     The two share a lifeline, a pair of sockets: when either end closes, the other knows that its process has ended.
     """
 
-    def __init__(self, setup: EngineSetup) -> None:
+    def __init__(self, setup: EngineSetup, program: str = "serving.engine.process") -> None:
         self._setup = setup
+        self._program = program
         self._folder = Path(tempfile.mkdtemp(prefix="neuroweaver-engine-"))  # for its owner alone
         self._lock = threading.Lock()  # guards the two below
         self._process: subprocess.Popen[bytes] | None = None
@@ -116,7 +117,7 @@ class Supervisor:
             if self._stopping.is_set():
                 ours.close()
                 return None
-            command = [sys.executable, "-m", "serving.engine.process"]
+            command = [sys.executable, "-m", self._program]
             arguments = [str(theirs.fileno()), str(self._folder), json.dumps(vars(self._setup))]
             self._process = subprocess.Popen(
                 [*command, *arguments], env=_environment(), stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
