@@ -7,7 +7,7 @@ CONFIG ?= configs/finetune/sales.yaml
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train train-all test serve mlflow check openapi format bench clean
+.PHONY: help setup train train-all test serve bento mlflow check openapi format bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ test: setup ## run all tests
 
 serve: setup ## serve the champions of all trained models
 	@$(BIN)/neuroweaver serve
+
+bento: setup ## pack the service as a bento, into BENTOML_HOME (docs/operations.md)
+	BENTOML_ENABLE_FEATURES=no_image $(BIN)/bentoml build
 
 mlflow: setup ## open the MLflow pages on the runs made here
 	@$(BIN)/neuroweaver mlflow

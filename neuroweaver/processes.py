@@ -67,6 +67,13 @@ def _fields(pid: int) -> list[str]:
     return text.rpartition(")")[2].split()
 
 
+def environment() -> dict[str, str]:
+    """This process's, in which a Python process finds this very package too: it may be in no `site-packages`."""
+    root = str(Path(__file__).parents[1])
+    others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path not in ("", root)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([root, *others])}
+
+
 def leave(command: Sequence[str], log: Path, environment: Mapping[str, str], niceness: int = 0) -> None:
     """Start `command` so that it outlives this process: in a session of its own, and no child of ours.
 

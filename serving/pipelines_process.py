@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import sys
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from starlette.exceptions import HTTPException
 
+from neuroweaver import processes
 from neuroweaver.errors import ConflictError, NeuroWeaverError, NotFoundError, StorageError, UsageError
 from neuroweaver.settings import Settings
 from serving.engine.protocol import DeadlineError
@@ -49,7 +49,7 @@ class PipelinesProcess:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "pipelines.intake",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
-            env={**os.environ, "NEUROWEAVER_HOME": str(self._settings.home)}, limit=_ANSWER_BYTES,
+            env={**processes.environment(), "NEUROWEAVER_HOME": str(self._settings.home)}, limit=_ANSWER_BYTES,
         )  # fmt: skip
         try:
             async with asyncio.timeout(timeout_seconds):

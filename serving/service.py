@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from pathlib import Path
 
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
@@ -17,6 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from neuroweaver import base_model, ports, retention, settings
+from neuroweaver.errors import ConfigError
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from serving import registry
@@ -61,6 +63,13 @@ class Front:
 front = Front()
 
 
+def _require_home_elsewhere(chosen: Settings) -> None:
+    """Raises ConfigError where a bento, whose processes run in its own folder, would keep its data there."""
+    code = Path(__file__).resolve().parents[1]
+    if (code.parent / "bento.yaml").is_file() and chosen.home.resolve().is_relative_to(code):
+        raise ConfigError("NEUROWEAVER_HOME must be set, to an absolute path: a bento runs in its own folder")
+
+
 # The engine has a deadline and a bound of its own, and answers with our bodies; BentoML's would come first.
 @bentoml.service(name="neuroweaver", workers=1, traffic={"timeout": 24 * 3600})
 @bentoml.asgi_app(front, path="/")
@@ -85,6 +94,7 @@ class NeuroWeaver:
     def _load(self) -> None:
         try:
             chosen = settings.load()
+            _require_home_elsewhere(chosen)
             access = open_access(chosen, ports.listening())
             base = base_model.locate(chosen.base_model, chosen.home, verify=False)
             engine = self._start(chosen)

@@ -7,7 +7,6 @@ before was killed: jobs that run are left alone, jobs that wait are started when
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 import time
@@ -109,7 +108,7 @@ class TrainingQueue:
         processes.leave(
             [sys.executable, "-m", "pipelines.supervise", job_id],
             self._folder(job_id) / "supervisor.log",
-            {**os.environ, "NEUROWEAVER_HOME": str(self._settings.home)},
+            {**processes.environment(), "NEUROWEAVER_HOME": str(self._settings.home)},
             self._settings.training_niceness,
         )
         _log.info("started %s", job_id)

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,21 +135,27 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny_adapter(tiny_base: Path, tmp_path: Path) -> Callable[..., Path]:
+def tiny_adapter(tiny_adapters: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
     """`tiny_adapter(model_type, seed)`: the folder of a random adapter for `tiny_base`, with its manifest."""
+    return partial(tiny_adapters, tmp_path)
 
-    def make(model_type: str, seed: int = 1) -> Path:
+
+@pytest.fixture(scope="session")
+def tiny_adapters(tiny_base: Path) -> Callable[..., Path]:
+    """`tiny_adapters(parent, model_type, seed)`: the same in `parent`, for fixtures that outlive a test."""
+
+    def make(parent: Path, model_type: str, seed: int = 1) -> Path:
         import torch
         from peft import LoraConfig, get_peft_model
 
         from neuroweaver import adapter, base_model
         from neuroweaver.tasks import tasks_of
 
-        base = base_model.locate(str(tiny_base), tmp_path)
+        base = base_model.locate(str(tiny_base), parent)
         model, _ = base_model.load(base)
         torch.manual_seed(seed)
         config = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "down_proj"], init_lora_weights=False)
-        folder = tmp_path / "adapters" / f"{model_type}-{seed}"
+        folder = parent / "adapters" / f"{model_type}-{seed}"
         get_peft_model(model, config).save_pretrained(folder)
         adapter.write_manifest(
             folder,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import shutil
 import signal
 import socket
@@ -18,8 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
-import serving
-from neuroweaver import memory
+from neuroweaver import memory, processes
 from serving.engine import wire
 from serving.engine.local import CLOSING_SECONDS
 from serving.engine.messages import EngineSetup, NotStarted, Ready
@@ -152,7 +150,5 @@ def _hang_up(lifeline: socket.socket) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, where threads don't spin if it does not say otherwise, and where the process finds this very package."""
-    root = str(Path(serving.__file__).parents[1])
-    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return memory.WAITING | os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    """Ours, where threads don't spin if it does not say otherwise."""
+    return {**memory.WAITING, **processes.environment()}
