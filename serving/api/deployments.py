@@ -13,16 +13,16 @@ from neuroweaver.contracts import APIResponse
 from neuroweaver.deployments import DeploymentRecord, DeploymentState
 from neuroweaver.errors import NotFoundError
 from neuroweaver.routing.sharing import shares
-from neuroweaver.users import User
-from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
-from serving.api.bodies import require_json
-from serving.api.deployment_shapes import (
+from neuroweaver.shapes.deployments import (
     Deployment,
     DeploymentChange,
     DeploymentList,
     DeploymentStatus,
     DeployModelRequest,
 )
+from neuroweaver.users import User
+from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
+from serving.api.bodies import require_json
 from serving.api.paging import Paged
 from serving.auth.requirements import Caller, note_object, requires
 from serving.fleet import Fleet

@@ -22,15 +22,15 @@ from neuroweaver.contracts import (
 from neuroweaver.errors import NotFoundError
 from neuroweaver.executions import Selection, Span, Summary
 from neuroweaver.settings import Settings
-from neuroweaver.users import User
-from serving.api.logs import milliseconds
-from serving.api.paging import Paged
-from serving.api.performance_shapes import (
+from neuroweaver.shapes.performance import (
     AutomotiveSpecificMetrics,
     ModelPerformanceData,
     PerformanceMetrics,
     PerformancePoint,
 )
+from neuroweaver.users import User
+from serving.api.logs import milliseconds
+from serving.api.paging import Paged
 from serving.archive import Archive
 from serving.auth.requirements import Caller, requires
 from serving.catalog import Catalog, ServedModel, archived

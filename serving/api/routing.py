@@ -11,8 +11,8 @@ from neuroweaver import tasks
 from neuroweaver.contracts import APIResponse
 from neuroweaver.routing.candidates import Candidate, Demand, Override
 from neuroweaver.routing.decision import Decision, Judgement
+from neuroweaver.shapes.routing import ConsideredModel, ModelSelection, RoutingDecision, SelectedModel
 from serving.api.bodies import require_json
-from serving.api.routing_shapes import ConsideredModel, ModelSelection, RoutingDecision, SelectedModel
 from serving.auth.requirements import Caller, note_object, requires
 from serving.catalog import Catalog
 from serving.router import Router
