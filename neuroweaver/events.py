@@ -6,7 +6,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -23,6 +23,7 @@ PROGRESS, COMPLETED, FAILED = "training.progress", "training.completed", "traini
 DEPLOYMENT_STARTED, DEPLOYMENT_COMPLETED = "deployment.started", "deployment.completed"
 HEALTH_CHECK = "deployment.health_check"
 
+_COMMON = frozenset(("id", "channel", "timestamp", "type", "modelId", "jobId"))
 # Well under the two seconds that watchers are promised: a write takes its time on a busy disk.
 _REPEAT_SECONDS = 1.25
 _STEP = 10_000  # events that are deleted at once
@@ -50,6 +51,15 @@ class Event:
         }  # fmt: skip
         wire = {**self.data, **wire} if self.channel.startswith("deployment:") else {**wire, "data": self.data}
         return wire if self.job_id is None else {**wire, "jobId": self.job_id}
+
+    @classmethod
+    def from_wire(cls, wire: Mapping[str, Any]) -> Event:
+        """What `to_wire` made; a `gap`, which is of no model, with its `after` and `through` as data."""
+        data = wire["data"] if "data" in wire else {key: value for key, value in wire.items() if key not in _COMMON}
+        return cls(
+            wire["id"], wire["channel"], wire["type"], wire.get("modelId", ""), data, wire["timestamp"],
+            wire.get("jobId"),
+        )  # fmt: skip
 
 
 class Draft(NamedTuple):

@@ -24,6 +24,10 @@ KEPT = timedelta(days=1)
 _FOREIGN = timedelta(minutes=10)  # after which a process of another host that has not answered is taken for gone
 
 
+class UnderWayError(ConflictError):
+    """The first request under a key is not answered yet: in a moment it will be."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """A key that is ours. `answer` is what the first request under it was answered, None while that is being done."""
@@ -44,7 +48,7 @@ class IdempotencyKeys:
     ) -> Claim:
         """The claim to a user's `key` for an action; `digest` stands for the request's content.
 
-        Raises UsageError where the key was used for another content, and ConflictError while the first request under
+        Raises UsageError where the key was used for another content, and UnderWayError while the first request under
         it is not answered yet.
         """
         moment = now or datetime.now(UTC)
@@ -60,13 +64,13 @@ class IdempotencyKeys:
                 try:
                     connection.execute(insert(IDEMPOTENCY_KEYS).values(id=name, answer=None, **new))
                 except IntegrityError:  # two looked, and both found nothing
-                    raise ConflictError(_UNDER_WAY) from None
+                    raise UnderWayError(_UNDER_WAY) from None
                 return Claim(name, subject)
             if row.digest != digest:
                 raise UsageError("Idempotency-Key: this key was sent with another request before; take a new one")
             if row.answer is None:
                 if not _is_gone(row, moment):
-                    raise ConflictError(_UNDER_WAY)
+                    raise UnderWayError(_UNDER_WAY)
                 taken = {"owner": owner, "created_at": timestamp(moment)}
                 connection.execute(update(IDEMPOTENCY_KEYS).where(IDEMPOTENCY_KEYS.c.id == name).values(**taken))
             return Claim(name, row.subject, row.answer)

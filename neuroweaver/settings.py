@@ -22,6 +22,8 @@ from neuroweaver.errors import ConfigError
 from neuroweaver.upstreams import UpstreamName, UpstreamSettings
 
 FILE = "neuroweaver.yaml"
+# For the command line, and for `neuroweaver.client` of a service that may be anywhere.
+_NO_SETTINGS = {"NEUROWEAVER_DEBUG", "NEUROWEAVER_TOKEN", "NEUROWEAVER_URL"}
 
 
 class Price(BaseModel):
@@ -168,7 +170,7 @@ def masked_url(url: str) -> str:
 
 def load() -> Settings:
     """The effective settings. Raises ConfigError, naming every setting that is wrong."""
-    known = {f"NEUROWEAVER_{name.upper()}" for name in Settings.model_fields} | {"NEUROWEAVER_DEBUG"}
+    known = {f"NEUROWEAVER_{name.upper()}" for name in Settings.model_fields} | _NO_SETTINGS
     unknown = sorted(name for name in os.environ if name.startswith("NEUROWEAVER_") and name not in known)
     if unknown:
         raise ConfigError(

@@ -1603,6 +1603,8 @@ export interface components {
         /** @description the request does not fit the state that this is in */
         Conflict: {
             headers: {
+                /** @description seconds, where the first request under an `Idempotency-Key` is not answered yet */
+                "Retry-After"?: string;
                 [name: string]: unknown;
             };
             content: {

@@ -13,10 +13,7 @@ from neuroweaver.contracts import APIResponse
 from neuroweaver.deployments import DeploymentRecord, DeploymentState
 from neuroweaver.errors import NotFoundError
 from neuroweaver.routing.sharing import shares
-from neuroweaver.users import User
-from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
-from serving.api.bodies import PlainJsonRoute, require_json
-from serving.api.deployment_shapes import (
+from neuroweaver.shapes.deployments import (
     BakeTime,
     Deployment,
     DeploymentChange,
@@ -25,6 +22,9 @@ from serving.api.deployment_shapes import (
     DeployModelRequest,
     ShadowTraffic,
 )
+from neuroweaver.users import User
+from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
+from serving.api.bodies import PlainJsonRoute, require_json
 from serving.api.paging import Paged
 from serving.auth.requirements import Caller, note_object, requires
 from serving.fleet import Fleet

@@ -31,6 +31,7 @@ _MORE: Mapping[tuple[str, str], tuple[int, ...]] = {
 }
 _HEADERS: Mapping[int, Mapping[str, str]] = {
     401: {"WWW-Authenticate": "what is wrong with the token"},
+    409: {"Retry-After": "seconds, where the first request under an `Idempotency-Key` is not answered yet"},
     429: {"Retry-After": "seconds"},
     503: {"Retry-After": "seconds"},
 }

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from neuroweaver.contracts import ErrorBody
 from neuroweaver.errors import ConflictError, NeuroWeaverError, NotFoundError, StaleError, StorageError, UsageError
+from neuroweaver.idempotency import UnderWayError
 from serving.engine.protocol import DeadlineError, EngineClosedError, TryAgainError
 from serving.limiter import LimitReachedError
 
@@ -139,6 +140,8 @@ def _status(error: NeuroWeaverError) -> tuple[int, dict[str, str]]:
         return status, {"Retry-After": str(error.retry_after_seconds)}
     if isinstance(error, EngineClosedError):
         return 503, {"Retry-After": "5"}
+    if isinstance(error, UnderWayError):
+        return 409, {"Retry-After": "1"}
     if isinstance(error, DeadlineError):
         return 504, {}
     for kind, status in _STATUSES.items():

@@ -31,8 +31,7 @@ from neuroweaver.deployments import DeploymentState
 from neuroweaver.jobs import JobState
 from neuroweaver.report import Leakage, RowCounts, TokenCounts, ValidationReport
 from neuroweaver.routing.breaker import Phase
-from neuroweaver.tasks import LEAD_QUALIFICATION
-from serving.api.deployment_shapes import (
+from neuroweaver.shapes.deployments import (
     BakeChanges,
     BakeTime,
     Deployment,
@@ -42,7 +41,33 @@ from serving.api.deployment_shapes import (
     DeployModelRequest,
     ShadowTraffic,
 )
-from serving.api.log_shapes import ExecutionAggregates, ExecutionLogs, LoggedExecution
+from neuroweaver.shapes.logs import ExecutionAggregates, ExecutionLogs, LoggedExecution
+from neuroweaver.shapes.overrides import OverrideList, StandingOverride
+from neuroweaver.shapes.performance import (
+    AutomotiveSpecificMetrics,
+    ModelPerformanceData,
+    PerformanceMetrics,
+    PerformancePoint,
+)
+from neuroweaver.shapes.prompts import PromptTemplate, PromptTemplates
+from neuroweaver.shapes.routing import (
+    AutoSelection,
+    ConsideredModel,
+    Criteria,
+    ModelSelection,
+    RoutingDecision,
+    SelectedModel,
+)
+from neuroweaver.shapes.training import (
+    JobMove,
+    TrainingJob,
+    TrainingJobDetail,
+    TrainingJobList,
+    TrainingMetrics,
+    TrainingStarted,
+    TrainingStartRequest,
+)
+from neuroweaver.tasks import LEAD_QUALIFICATION
 from serving.api.openai_shapes import (
     AnswerMessage,
     ChatCompletion,
@@ -54,31 +79,6 @@ from serving.api.openai_shapes import (
     ModelCards,
     PromptTokensDetails,
     Usage,
-)
-from serving.api.override_shapes import OverrideList, StandingOverride
-from serving.api.performance_shapes import (
-    AutomotiveSpecificMetrics,
-    ModelPerformanceData,
-    PerformanceMetrics,
-    PerformancePoint,
-)
-from serving.api.prompt_shapes import PromptTemplate, PromptTemplates
-from serving.api.routing_shapes import (
-    AutoSelection,
-    ConsideredModel,
-    Criteria,
-    ModelSelection,
-    RoutingDecision,
-    SelectedModel,
-)
-from serving.api.training_shapes import (
-    JobMove,
-    TrainingJob,
-    TrainingJobDetail,
-    TrainingJobList,
-    TrainingMetrics,
-    TrainingStarted,
-    TrainingStartRequest,
 )
 
 ERRORS: Mapping[int, str] = {

@@ -12,9 +12,9 @@ from pydantic import AwareDatetime
 from neuroweaver.contracts import APIResponse
 from neuroweaver.errors import UsageError
 from neuroweaver.executions import Execution, ExecutionStatus, Page, Selection, Summary
+from neuroweaver.shapes.logs import ExecutionAggregates, ExecutionLogs, LoggedExecution
 from neuroweaver.users import User
 from neuroweaver.vocabulary import DEPARTMENTS
-from serving.api.log_shapes import ExecutionAggregates, ExecutionLogs, LoggedExecution
 from serving.api.paging import Paged, Paging
 from serving.auth.requirements import Caller, requires
 from serving.executions import ExecutionLog

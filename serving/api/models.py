@@ -22,13 +22,13 @@ from neuroweaver.errors import NotFoundError
 from neuroweaver.executions import Span
 from neuroweaver.jobs import JobRecord
 from neuroweaver.settings import Settings
+from neuroweaver.shapes.performance import ModelPerformanceData
 from neuroweaver.tasks import tasks_of
 from neuroweaver.users import User
 from neuroweaver.vocabulary import DEPARTMENT_OF
 from serving.api.logs import milliseconds
 from serving.api.paging import Paged
 from serving.api.performance import performance_of
-from serving.api.performance_shapes import ModelPerformanceData
 from serving.archive import Archive
 from serving.auth.requirements import Caller, requires
 from serving.catalog import Catalog, ServedModel, archived

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request
 
 from neuroweaver.contracts import APIResponse
 from neuroweaver.permissions import OVERRIDES_OF_OTHERS
+from neuroweaver.shapes.overrides import OverrideList, StandingOverride
 from neuroweaver.users import User
-from serving.api.override_shapes import OverrideList, StandingOverride
 from serving.api.paging import Paged
 from serving.auth.requirements import Caller, note_object, requires
 from serving.overrides import StandingOverrides

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from neuroweaver.executions import Selection, Span, Summary
-from serving.api.logs import milliseconds
-from serving.api.performance_shapes import (
+from neuroweaver.shapes.performance import (
     AutomotiveSpecificMetrics,
     ModelPerformanceData,
     PerformanceMetrics,
     PerformancePoint,
 )
+from serving.api.logs import milliseconds
 from serving.catalog import ServedModel
 from serving.executions import ExecutionLog
 

@@ -14,13 +14,13 @@ from neuroweaver.contracts import AIResponse, APIResponse, PromptSubmissionReque
 from neuroweaver.errors import NeuroWeaverError
 from neuroweaver.permissions import CUSTOMER_PII
 from neuroweaver.prompts import OUTPUTS
+from neuroweaver.shapes.prompts import AnswerPiece, PromptTemplate, PromptTemplates
 from neuroweaver.tasks import TASKS, Task
 from neuroweaver.users import User
 from serving.api.bodies import PlainJsonRoute, require_json
 from serving.api.callers import while_connected
 from serving.api.errors import body_of
 from serving.api.paging import Paged
-from serving.api.prompt_shapes import AnswerPiece, PromptTemplate, PromptTemplates
 from serving.auth.asking import Asking
 from serving.auth.requirements import Caller, note_object, requires
 from serving.submission import Submissions

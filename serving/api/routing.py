@@ -14,10 +14,10 @@ from neuroweaver.overrides import Asker, OverrideRecord
 from neuroweaver.permissions import OVERRIDING
 from neuroweaver.routing.candidates import Candidate, Demand, Override
 from neuroweaver.routing.decision import Decision, Judgement
+from neuroweaver.shapes.overrides import StandingOverride
+from neuroweaver.shapes.routing import ConsideredModel, ManualOverride, ModelSelection, RoutingDecision, SelectedModel
 from neuroweaver.users import User
 from serving.api.bodies import PlainJsonRoute, require_json
-from serving.api.override_shapes import StandingOverride
-from serving.api.routing_shapes import ConsideredModel, ManualOverride, ModelSelection, RoutingDecision, SelectedModel
 from serving.auth.asking import Asking
 from serving.auth.requirements import Caller, note_object, requires
 from serving.catalog import Catalog

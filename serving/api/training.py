@@ -19,15 +19,7 @@ from neuroweaver.errors import NotFoundError, UsageError
 from neuroweaver.jobs import JobRecord, JobState
 from neuroweaver.report import ValidationReport
 from neuroweaver.settings import describe
-from neuroweaver.store import timestamp
-from neuroweaver.users import User
-from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
-from serving.api.bodies import PlainJsonRoute, plain_json, require_json
-from serving.api.callers import while_connected
-from serving.api.errors import error_body
-from serving.api.forms import Form, receive
-from serving.api.paging import Paged
-from serving.api.training_shapes import (
+from neuroweaver.shapes.training import (
     JobMove,
     RefusedUpload,
     TrainingJob,
@@ -38,6 +30,14 @@ from serving.api.training_shapes import (
     TrainingStartRequest,
     UploadFields,
 )
+from neuroweaver.store import timestamp
+from neuroweaver.users import User
+from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
+from serving.api.bodies import PlainJsonRoute, plain_json, require_json
+from serving.api.callers import while_connected
+from serving.api.errors import error_body
+from serving.api.forms import Form, receive
+from serving.api.paging import Paged
 from serving.auth.requirements import Caller, note_object, requires
 from serving.training import Training, digest_of
 from serving.validations import Report

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 import signal
@@ -20,12 +19,14 @@ import psutil
 import pytest
 
 from neuroweaver import supervision
+from neuroweaver.client import Client
+from neuroweaver.client.errors import ConflictError
+from neuroweaver.shapes.training import TrainingStartRequest, UploadFields
 
 SALES, LEADS = "automotive-sales", Path("datasets/sales/lead_qualification.csv")
-UPLOAD, START = "/api/v1/training/upload", "/api/v1/training/automotive/start"
-JOBS = "/api/v1/training/jobs"
+UPLOAD = "/api/v1/training/upload"
 METADATA = {"dealership": "north", "department": "sales", "dateRange": ["2020-01-01", "2030-12-31"]}
-FIELDS = {"modelType": SALES, "dataFormat": "csv", "metadata": json.dumps(METADATA)}
+FIELDS = {"modelType": SALES, "dataFormat": "csv", "metadata": METADATA}
 CONFIG = {
     "lora": {"rank": 4, "alpha": 8, "last_layers": None},
     "training": {"max_steps": 12, "batch_size": 4, "learning_rate": 0.02, "eval_steps": 6, "eval_rows": 2,
@@ -75,14 +76,14 @@ class Service:
             self.port = probe.getsockname()[1]
         environment = {**os.environ, "NEUROWEAVER_HOME": str(self.home), "NEUROWEAVER_BASE_MODEL": str(self.base)}
         self.process = subprocess.Popen([sys.executable, "-c", SERVICE, str(self.port)], env=environment)
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
+        self.client = Client(f"http://127.0.0.1:{self.port}")
         wait_for(self.answers, "an answer")
 
     def answers(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, "the service ended"
         try:
-            return self.client.get("/livez").status_code == 200
+            return httpx.get(f"http://127.0.0.1:{self.port}/livez", timeout=60).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -92,9 +93,6 @@ class Service:
             self.process.send_signal(signal.SIGKILL)
             self.process.wait()
             self.process = None
-
-    def job(self, job_id: str) -> dict[str, Any]:
-        return dict(self.client.get(f"{JOBS}/{job_id}").json()["data"])
 
     def left(self) -> list[Path]:
         return list((self.home / "uploads").glob("*/*/upload"))
@@ -122,18 +120,23 @@ def service(tmp_path: Path, tiny_base: Path) -> Iterator[Service]:
             process.wait(60)
 
 
-def form() -> tuple[bytes, str]:
+def leads(path: Path) -> Path:
     with LEADS.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))[:61]
-    written = io.StringIO()
-    csv.writer(written).writerows(rows)
-    request = httpx.Request("POST", "http://x", data=FIELDS, files={"file": ("leads.csv", written.getvalue().encode())})
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    return path
+
+
+def form(path: Path) -> tuple[bytes, str]:
+    said = FIELDS | {"metadata": json.dumps(METADATA)}
+    request = httpx.Request("POST", "http://x", data=said, files={"file": (path.name, path.read_bytes())})
     return request.read(), request.headers["content-type"]
 
 
-def test_a_killed_service_loses_no_job_and_shows_no_half_upload(service: Service) -> None:
-    content, content_type = form()
-    key = {"Idempotency-Key": "monday"}
+def test_a_killed_service_loses_no_job_and_shows_no_half_upload(service: Service, tmp_path: Path) -> None:
+    file = leads(tmp_path / "leads.csv")
+    content, content_type = form(file)
     with socket.create_connection(("127.0.0.1", service.port)) as caller:
         head = f"POST {UPLOAD} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
         head += f"Idempotency-Key: monday\r\nContent-Length: {len(content)}\r\n\r\n"
@@ -145,31 +148,27 @@ def test_a_killed_service_loses_no_job_and_shows_no_half_upload(service: Service
 
     service.start()
     wait_for(lambda: not service.left(), "the removal of what was left")
-    uploaded = service.client.post(UPLOAD, content=content, headers=key | {"Content-Type": content_type})
-    assert uploaded.status_code == 201, uploaded.text
-    dataset = uploaded.json()["data"]["datasetId"]
-    assert service.datasets() == [dataset]
+    uploaded = service.client.upload(file, UploadFields.model_validate(FIELDS), idempotency_key="monday")
+    assert service.datasets() == [uploaded.dataset_id]
 
-    body = {"modelType": SALES, "datasetIds": [dataset], "config": CONFIG}
-    accepted = service.client.post(START, json=body, headers=key)
+    request = TrainingStartRequest(model_type=SALES, dataset_ids=(uploaded.dataset_id,), config=CONFIG)
+    accepted = service.client.start_training(request, idempotency_key="monday")
     service.kill()
-    assert accepted.status_code == 202, accepted.text
-    job = accepted.json()["data"]["jobId"]
 
+    job = accepted.job_id
     service.start()
-    again = service.client.post(START, json=body, headers=key)
-    assert (again.status_code, again.json()) == (202, accepted.json())
-    listed = service.client.get(JOBS).json()["data"]["jobs"]
-    assert [each["jobId"] for each in listed] == [job]
+    assert service.client.start_training(request, idempotency_key="monday") == accepted
+    assert [each.job_id for each in service.client.training_jobs()] == [job]
     wait_for(lambda: supervision.is_held(service.home / "jobs" / job), "a process for the job")
     (supervisor,) = supervisors(job)
     assert supervisor.nice() == min(19, os.nice(0) + 10)
     assert supervisor.ppid() != service.process.pid  # type: ignore[union-attr]
 
-    wait_for(lambda: service.job(job)["status"] not in ("queued", "running", "evaluating"), "the end of the job")
-    ended = service.job(job)
-    assert ended["status"] in ("succeeded", "rejected"), ended  # which of them is the gate's business
-    assert ended["trainedModelId"] == f"{SALES}@1"
-    assert ended["progress"]["step"] == 12
-    assert [move["after"] for move in ended["moves"]] == ["queued", "running", "evaluating", ended["status"]]
-    assert service.client.post(f"{JOBS}/{job}/cancel").status_code == 409
+    ended = service.client.wait_for_training(job, SECONDS)
+    assert ended.status in ("succeeded", "rejected"), ended  # which of them is the gate's business
+    assert ended.trained_model_id == f"{SALES}@1"
+    assert ended.progress is not None
+    assert ended.progress.step == 12
+    assert [move.after for move in ended.moves] == ["queued", "running", "evaluating", ended.status]
+    with pytest.raises(ConflictError):
+        service.client.cancel_training(job)

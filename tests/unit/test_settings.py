@@ -47,6 +47,13 @@ def test_an_unknown_name_in_the_environment_is_refused_with_those_allowed(monkey
         settings.load()
 
 
+def test_where_a_client_finds_its_service_is_no_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEUROWEAVER_URL", "https://models.example")
+    monkeypatch.setenv("NEUROWEAVER_TOKEN", "e30.e30.c2ln")
+
+    assert settings.load() == settings.Settings()
+
+
 def test_all_wrong_values_are_reported_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEUROWEAVER_PORT", "70000")
     monkeypatch.setenv("NEUROWEAVER_MAX_QUARANTINED", "2")

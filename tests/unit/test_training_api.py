@@ -456,6 +456,24 @@ def test_a_start_under_a_key_is_one_job(world: World) -> None:
     assert world.jobs.count() == 3
 
 
+def test_a_start_whose_first_request_is_under_way_is_to_be_asked_for_again_in_a_moment(world: World) -> None:
+    key = {"Idempotency-Key": "retrain"}
+
+    async def talk(client: httpx.AsyncClient) -> tuple[httpx.Response, httpx.Response, httpx.Response]:
+        world.pipelines.held = asyncio.Event()
+        first = asyncio.create_task(client.post(START, json=BODY, headers=key))
+        await until(lambda: world.pipelines.running == 1)
+        early = await client.post(START, json=BODY, headers=key)
+        world.pipelines.held.set()
+        return await first, early, await client.post(START, json=BODY, headers=key)
+
+    first, early, late = world.run(talk)
+
+    assert refused(early)[0] == 409
+    assert early.headers["Retry-After"] == "1"
+    assert (late.status_code, late.json()) == (202, first.json())
+
+
 def test_a_start_that_failed_may_be_sent_again(world: World) -> None:
     world.pipelines.failing = StorageError("no space left")
     assert world.call("POST", START, json=BODY, headers={"Idempotency-Key": "k"}).status_code == 507

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from neuroweaver.contracts import Name, Text, Wire
 from neuroweaver.routing.breaker import Phase
 from neuroweaver.routing.candidates import PRODUCTION, Duration, Environment
-from serving.api.override_shapes import StandingOverride
+from neuroweaver.shapes.overrides import StandingOverride
 
 TaskType = Literal["lead-qualification", "objection-handling", "service-diagnosis", "parts-lookup", "finance-answer"]
 
