@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,14 @@ import typer
 from neuroweaver import settings
 from pipelines.terminal import Json, err, out
 
-bench_app = typer.Typer(no_args_is_help=True, help="Measure on this machine.")
+bench_app = typer.Typer(no_args_is_help=True)
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Measure on this machine."""
+    # As Ctrl-C does, so that the servers that are measured end, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @bench_app.command("validation")

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks import serving, soak, step_profile
@@ -81,3 +86,24 @@ def test_a_profile_gives_every_part_of_a_step_its_time(tiny_base: Path, tmp_path
     assert sum(part["ms_per_step"] for part in found["parts"].values()) == pytest.approx(found["ms_per_step"], rel=0.02)
     assert found["steps"] > 0
     assert len(step_profile.table(found)) == 4 + len(found["parts"])
+
+
+def test_a_benchmark_that_is_told_to_end_takes_its_servers_along(tmp_path: Path) -> None:
+    program = Path(sys.executable).with_name("neuroweaver")
+    process = subprocess.Popen(
+        [program, "bench", "events", "--subscribers", "2", "--seconds", "300"],
+        env=os.environ | {"NEUROWEAVER_HOME": str(tmp_path)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    children: list[psutil.Process] = []
+    until = time.monotonic() + 120
+    while not children and time.monotonic() < until and process.poll() is None:
+        time.sleep(0.1)
+        children = psutil.Process(process.pid).children(recursive=True)
+
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+
+    assert children
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert (process.returncode, alive) == (130, [])
+    assert b"Traceback" not in said
