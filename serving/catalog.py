@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from neuroweaver import adapter
@@ -17,8 +18,10 @@ from neuroweaver.tasks import tasks_of
 from neuroweaver.upstreams import UpstreamSettings
 from neuroweaver.users import User
 from neuroweaver.vocabulary import DEPARTMENT_OF
-from serving.engine.protocol import Engine
+from serving.engine.protocol import Engine, EngineCrashedError
 from serving.registry import Champion, Version
+
+_LOADS = 3  # of one adapter, where the engine ends meanwhile
 
 _log = logging.getLogger(__name__)
 
@@ -156,11 +159,21 @@ def load_champions(engine: Engine, champions: Iterable[Champion]) -> list[Served
     for champion in champions:
         name = str(ModelRef(champion.model_type, champion.version))
         try:
-            engine.load(name, champion.folder)
+            _load(engine, name, champion.folder)
             served.append(describe(name, champion.folder, facts(champion)))
         except Exception as error:  # a foreign file can be wrong in any way, and must not stop the service
             _log.error("%s is left out: %s: %s", name, type(error).__name__, str(error).split("\n")[0])
     return served
+
+
+def _load(engine: Engine, name: str, folder: Path) -> None:
+    """Raises what `Engine.load` raises; an engine that is being started again is waited for."""
+    for _ in range(_LOADS - 1):
+        try:
+            return engine.load(name, folder)
+        except EngineCrashedError as error:
+            sleep(error.retry_after_seconds)
+    return engine.load(name, folder)
 
 
 def describe_upstreams(upstreams: Mapping[str, UpstreamSettings]) -> list[ServedModel]:

@@ -356,3 +356,26 @@ def test_bad_adapter_is_left_out_and_the_others_serve(
     served = load_champions(engine, [missing, champion(tiny_adapter("service-advisor", 2), "service-advisor")])
     assert [model.id for model in served] == ["service-advisor@1"]
     assert "automotive-sales@1 is left out" in caplog.text
+
+
+@pytest.mark.parametrize(("crashes", "loaded"), [(2, True), (3, False)])
+def test_an_engine_that_ends_while_champions_are_loaded_is_waited_for(
+    crashes: int,
+    loaded: bool,
+    engine: LocalEngine,
+    tiny_adapter: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load, left = engine.load, [crashes]
+
+    def load_later(name: str, folder: Path) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise EngineCrashedError("the engine has ended", 0)
+        load(name, folder)
+
+    monkeypatch.setattr(engine, "load", load_later)
+
+    served = load_champions(engine, [champion(tiny_adapter("service-advisor", 2), "service-advisor")])
+
+    assert bool(served) == loaded == bool(engine.adapters())
