@@ -125,7 +125,8 @@ def run(
     if not figures:
         raise TrainingError(left_out[0]["reason"] if left_out else "nothing to measure")
     ratios = _ratios(figures)
-    return {"figures": figures, "ratios": ratios, "left_out": left_out, "setup": setup(base, requests, seed)}
+    found = setup(base, requests, seed) | ({"vllm": _version_of(vllm)} if vllm else {})
+    return {"figures": figures, "ratios": ratios, "left_out": left_out, "setup": found}
 
 
 async def _answers_to(
@@ -388,6 +389,13 @@ def setup(base: BaseModel, requests: int, seed: int) -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "peft", "xllamacpp")},
     }
+
+
+def _version_of(vllm: Path) -> str:
+    """The version of vLLM in the environment that holds the program, or `unknown`."""
+    ask = "from importlib.metadata import version; print(version('vllm'))"
+    asked = subprocess.run([vllm.with_name("python"), "-c", ask], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "unknown"
 
 
 def _callers(f: dict[str, Any]) -> str:
