@@ -125,8 +125,8 @@ def run(
     if not figures:
         raise TrainingError(left_out[0]["reason"] if left_out else "nothing to measure")
     ratios = _ratios(figures)
-    found = setup(base, requests, seed) | ({"vllm": _version_of(vllm)} if vllm else {})
-    return {"figures": figures, "ratios": ratios, "left_out": left_out, "setup": found}
+    described = setup(base, requests, seed) | ({"vllm": _version_of(vllm)} if vllm else {})
+    return {"figures": figures, "ratios": ratios, "left_out": left_out, "setup": described}
 
 
 async def _answers_to(
