@@ -49,6 +49,7 @@ class DeploymentRecord:
 
     `folder` holds its adapter (None: the model is on an upstream), `facts` what the registry said of the model. `bake`
     are the rules of its bake time (None: it has none); while that goes on, `bake_until` says when it is over.
+    A `shadow` answers nobody.
     """
 
     id: str
@@ -68,10 +69,11 @@ class DeploymentRecord:
     ended_at: str | None
     bake: dict[str, Any] | None
     bake_until: str | None
+    shadow: bool
 
     @property
     def takes_traffic(self) -> bool:
-        return self.state is DeploymentState.ACTIVE and self.weight > 0
+        return self.state is DeploymentState.ACTIVE and self.weight > 0 and not self.shadow
 
 
 class Deployments:
@@ -91,6 +93,7 @@ class Deployments:
         folder: str | None = None,
         facts: Mapping[str, Any] | None = None,
         bake: BakeRules | None = None,
+        shadow: bool = False,
     ) -> DeploymentRecord:
         """A new deployment, deploying. Raises ConflictError where the model is deployed there already."""
         now = timestamp()
@@ -99,6 +102,7 @@ class Deployments:
             "weight": weight, "max_concurrency": max_concurrency, "state": DeploymentState.DEPLOYING.value,
             "reason": "asked for", "revision": 1, "folder": folder, "facts": dict(facts or {}),
             "created_at": now, "updated_at": now, "bake": None if bake is None else bake.model_dump(),
+            "shadow": shadow,
         }  # fmt: skip
         taken = select(DEPLOYMENTS).where(
             DEPLOYMENTS.c.model_id == model_id,
@@ -152,6 +156,7 @@ class Deployments:
         *,
         weight: float | None = None,
         max_concurrency: int | None = None,
+        shadow: bool | None = None,
         revision: int | None = None,
     ) -> DeploymentRecord:
         """Change what is not None. In production, one that is given weight bakes, anew where it has baked before.
@@ -159,7 +164,7 @@ class Deployments:
         Raises NotFoundError, StaleError where `revision` is given and is not the stored one, and ConflictError for a
         deployment that drains or has ended.
         """
-        values = {"weight": weight, "max_concurrency": max_concurrency}
+        values = {"weight": weight, "max_concurrency": max_concurrency, "shadow": shadow}
         known: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
         with self._store.write() as connection:
             record = read(connection, deployment_id, locked=True)
@@ -200,6 +205,8 @@ def draft(record: DeploymentRecord, type: str, **more: Any) -> Draft:
         "environment": record.environment, "status": record.state.value, "deploymentId": record.id,
         "routingWeight": record.weight, "maxConcurrency": record.max_concurrency,
     }  # fmt: skip
+    if record.shadow:
+        data["shadow"] = True
     if record.state is DeploymentState.FAILED:
         data["reason"] = record.reason
     return Draft(f"deployment:{record.model_id}", type, record.model_id, {**data, **more})

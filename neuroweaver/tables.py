@@ -100,6 +100,7 @@ DEPLOYMENTS = Table(
     Column("ended_at", String(32)),
     Column("bake", JSON(none_as_null=True)),
     Column("bake_until", String(32)),
+    Column("shadow", Boolean, nullable=False),
     Index(
         "ix_deployments_once", "model_id", "environment", unique=True,
         sqlite_where=_UNFINISHED, postgresql_where=_UNFINISHED,

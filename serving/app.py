@@ -37,6 +37,8 @@ from serving.fleet import Fleet
 from serving.overrides import StandingOverrides
 from serving.router import Router
 from serving.routing_metrics import RoutingMetrics
+from serving.shadow_metrics import ShadowMetrics
+from serving.shadows import Shadows
 from serving.submission import Submissions
 from serving.training import Training
 
@@ -60,15 +62,17 @@ def create_app(
     Without `access` every caller is the local user: right on loopback alone, where nobody else can call.
     Whoever gives `executions` closes them.
     `app.state.events` is its EventStream: the app's lifespan starts and stops it, or whoever mounts the app does.
-    `app.state.routing` has the metrics of its router.
+    `app.state.routing` has the metrics of its router, `app.state.shadows` those of shadow traffic.
     Raises what `open_store` raises.
     """
     fleet = fleet or create_fleet(engine, catalog, settings)
     executions = executions or create_log(settings)
     training = training or Training(open_store(settings), settings)
     upload_bytes = settings.max_upload_mib * 2**20 + MAX_BYTES  # the other fields, and what stands between the parts
+    shadows = Shadows(engine, fleet, settings.request_timeout_seconds)
     requests = Router(
-        catalog, fleet, settings.request_timeout_seconds, by_performance=settings.routing_by_performance
+        catalog, fleet, settings.request_timeout_seconds, by_performance=settings.routing_by_performance,
+        shadows=shadows,
     )  # fmt: skip
     standing = StandingOverrides(Overrides(open_store(settings)))
     log = EventLog(open_store(settings))
@@ -81,14 +85,14 @@ def create_app(
         lifespan=events.running,
     )  # fmt: skip
     app.state.events = events
-    app.state.routing = RoutingMetrics(requests.standings)
+    app.state.routing, app.state.shadows = RoutingMetrics(requests.standings), ShadowMetrics(shadows.scores)
     errors.install(app)
     app.add_middleware(BodyLimit, larger={PREFIX + path: upload_bytes for path in UPLOADING})
     app.add_middleware(Gate, access=access)  # before the bodies
     app.include_router(health.router(engine))
     archive = Archive(partial(registry.versions, settings))
     app.include_router(models.router(catalog, fleet, archive, training, executions, settings), prefix=PREFIX)
-    app.include_router(deployments.router(fleet), prefix=PREFIX)
+    app.include_router(deployments.router(fleet, shadows), prefix=PREFIX)
     app.include_router(routing.router(requests, catalog, standing), prefix=PREFIX)
     app.include_router(overrides.router(standing), prefix=PREFIX)
     app.include_router(training_api.router(training), prefix=PREFIX)

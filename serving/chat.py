@@ -55,6 +55,7 @@ class Chats:
 
             turn, answer = await self._router.begin(demand, seconds, start)
             turn.end(True, self._answered(running, turn.model.id, answer), answer.first_token_seconds)
+            turn.copy(ask(turn.model.id, seconds), answer)
             return running.request_id, turn.model.id, answer
 
     async def stream(
@@ -75,12 +76,12 @@ class Chats:
                     return await begun(self._engine.stream(ask(model.id, deadline - monotonic())), given_seconds)
 
                 turn, pieces = await self._router.begin(demand, seconds, start)
-        told = self._told(turn, pieces, running, seconds)
+        told = self._told(turn, ask, pieces, running, seconds)
         await anext(told)  # from here on its end is noticed, even where nobody reads it
         return running.request_id, None if turn is None else turn.model.id, told
 
     async def _told(
-        self, turn: Turn | None, pieces: AsyncIterator[Piece], running: Running, seconds: float
+        self, turn: Turn | None, ask: Ask, pieces: AsyncIterator[Piece], running: Running, seconds: float
     ) -> AsyncGenerator[Piece]:
         answered: bool | None = None
         cost_usd, first_token_seconds = 0.0, None
@@ -91,6 +92,8 @@ class Chats:
                     if isinstance(piece, EngineAnswer):
                         answered, first_token_seconds = True, piece.first_token_seconds
                         cost_usd = self._answered(running, None if turn is None else turn.model.id, piece)
+                        if turn is not None:
+                            turn.copy(ask(turn.model.id, seconds), piece)
                     yield piece
         except NeuroWeaverError as error:
             answered = self._router.verdict(error, seconds)

@@ -66,7 +66,11 @@ class Fleet:
 
     def live(self) -> list[Live]:
         """Those that take requests, the oldest first."""
-        return [each for each in list(self._live.values()) if each.active]
+        return [each for each in list(self._live.values()) if each.active and not each.record.shadow]
+
+    def shadows(self) -> list[Live]:
+        """Those that take copies of requests, the oldest first."""
+        return [each for each in list(self._live.values()) if each.active and each.record.shadow]
 
     def loaded(self) -> list[Live]:
         """Those that take requests, and those that drain."""
@@ -95,7 +99,7 @@ class Fleet:
 
     async def deploy(
         self, name: str, environment: Environment, *, weight: float, max_concurrency: int,
-        bake: BakeRules | None = None, user: User = LOCAL_USER,
+        bake: BakeRules | None = None, shadow: bool = False, user: User = LOCAL_USER,
     ) -> DeploymentRecord:  # fmt: skip
         """Begin to deploy a model, for `user`; without `bake` by the rules of the fleet.
 
@@ -107,7 +111,7 @@ class Fleet:
             return self._deployments.create(
                 found.model_id, found.model_type, environment,
                 weight=weight, max_concurrency=max_concurrency, folder=found.folder, facts=found.facts,
-                bake=bake or self.bake,
+                bake=bake or self.bake, shadow=shadow,
             )  # fmt: skip
 
         record = await asyncio.to_thread(create)
@@ -115,12 +119,13 @@ class Fleet:
         return record
 
     async def change(
-        self, deployment_id: str, *, weight: float | None, max_concurrency: int | None, revision: int | None
-    ) -> DeploymentRecord:
+        self, deployment_id: str, *, weight: float | None = None, max_concurrency: int | None = None,
+        shadow: bool | None = None, revision: int | None = None,
+    ) -> DeploymentRecord:  # fmt: skip
         """Raises what `Deployments.change` raises."""
         record = await asyncio.to_thread(
             self._deployments.change, deployment_id,
-            weight=weight, max_concurrency=max_concurrency, revision=revision,
+            weight=weight, max_concurrency=max_concurrency, shadow=shadow, revision=revision,
         )  # fmt: skip
         self.adopt(record)
         return record
@@ -143,8 +148,9 @@ class Fleet:
                 wait_for(self._engine, self._warm_up_seconds)
             with self._loading:
                 model = self._load(record)
-                self._catalog.add_deployed(model)
                 self._live[record.id] = Live(record, model, Limiter(record.max_concurrency))
+                if not record.shadow:
+                    self._catalog.add_deployed(model)
             if record.state is DeploymentState.DEPLOYING or record.folder is not None:
                 warm_up(self._engine, model, self._warm_up_seconds)
             if record.state is DeploymentState.DEPLOYING:
@@ -190,11 +196,10 @@ class Fleet:
         model_id = record.model_id
         with self._loading:
             self._live.pop(record.id, None)
-            used = any(each.record.model_id == model_id for each in self._live.values())
-            if used or self._catalog.serves_anyway(model_id):
-                return
-            self._catalog.remove_deployed(model_id)
-            if model_id in self._engine.adapters():
+            others = [each.record for each in self._live.values() if each.record.model_id == model_id]
+            if all(each.shadow for each in others):
+                self._catalog.remove_deployed(model_id)
+            if not others and not self._catalog.serves_anyway(model_id) and model_id in self._engine.adapters():
                 self._engine.unload(model_id)
 
     def adopt(self, record: DeploymentRecord) -> None:
@@ -204,6 +209,8 @@ class Fleet:
             if live is not None and record.revision > live.record.revision:
                 live.record = record
                 live.limiter.change(record.max_concurrency)
+                if live.active and not record.shadow:
+                    self._catalog.add_deployed(live.model)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(_logged(work))

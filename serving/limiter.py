@@ -66,6 +66,13 @@ class Limiter:
                 ) from None
             raise
 
+    def take(self) -> bool:
+        """A place at once, or none."""
+        if self._in_flight >= self._limit or self._waiting:
+            return False
+        self._in_flight += 1
+        return True
+
     def release(self) -> None:
         """Give a place back; the one that has waited longest gets it."""
         self._in_flight -= 1

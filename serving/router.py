@@ -19,17 +19,29 @@ from neuroweaver.routing.candidates import ENVIRONMENTS, PRODUCTION, Candidate, 
 from neuroweaver.routing.decision import Decision, Health, Judgement, decide
 from neuroweaver.routing.prediction import Prediction
 from neuroweaver.routing.window import Observation, Window
+from neuroweaver.tasks import Task
 from neuroweaver.users import LOCAL_USER, User
 from neuroweaver.vocabulary import MODEL_TYPES
 from serving.catalog import Catalog, ServedModel
-from serving.engine.protocol import DeadlineError, EngineError, NoMemoryError, QueueFullError, TryAgainError
+from serving.engine.protocol import (
+    DeadlineError,
+    EngineAnswer,
+    EngineError,
+    EngineRequest,
+    NoMemoryError,
+    QueueFullError,
+    TryAgainError,
+)
 from serving.fleet import Fleet, Live
 from serving.limiter import LimitReachedError
+from serving.shadows import Shadows
 from serving.standings import Standing, Tally
 
 CHAMPION_WEIGHT = 100.0  # of a champion that nobody has deployed
 FIRST_SHARE = 2 / 3  # of the time left, for an attempt that another one may follow
 
+End = Callable[[bool | None, float, float | None], None]  # as `Turn.end`, and so on
+Copied = Callable[[EngineRequest, EngineAnswer, Task | None], None]
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -37,15 +49,19 @@ _log = logging.getLogger(__name__)
 class Turn:
     """A request that `model` has taken. Whoever has it calls `end` when it is over; only the first call counts."""
 
-    def __init__(self, model: ServedModel, end: Callable[[bool | None, float, float | None], None]) -> None:
-        self.model = model
-        self._end: Callable[[bool | None, float, float | None], None] | None = end
+    def __init__(self, model: ServedModel, end: End, copied: Copied) -> None:
+        self.model, self._copied = model, copied
+        self._end: End | None = end
 
     def end(self, answered: bool | None, cost_usd: float = 0.0, first_token_seconds: float | None = None) -> None:
         """None tells nothing of the model: the caller went away, or asked for what can't be done."""
         end, self._end = self._end, None
         if end is not None:
             end(answered, cost_usd, first_token_seconds)
+
+    def copy(self, request: EngineRequest, answer: EngineAnswer, task: Task | None = None) -> None:
+        """Have the shadows of its model type and environment answer the same, aside; `task` says what is compared."""
+        self._copied(request, answer, task)
 
 
 class Router:
@@ -62,12 +78,13 @@ class Router:
         *,
         by_performance: bool = False,
         clock: Callable[[], float] = monotonic,
+        shadows: Shadows | None = None,
     ) -> None:
         self._catalog = catalog
         self._fleet = fleet
         self._patience_seconds = patience_seconds
         self._by_performance = by_performance
-        self._clock = clock
+        self._clock, self._shadows = clock, shadows
         self._healths: dict[str, Health] = {}
         self._tallies: dict[str, Tally] = {}
         self._user = LOCAL_USER
@@ -181,7 +198,16 @@ class Router:
                 live.limiter.release()
             self._note(demand, decision, candidate, answered, begun, cost_usd, first_token_seconds, probe=probe)
 
-        return Turn(model, end)
+        def copied(request: EngineRequest, answer: EngineAnswer, task: Task | None) -> None:
+            if self._shadows is not None:
+                place = (candidate.model_type, candidate.environment)
+                self._shadows.send(place, request, answer, task, demand.input_length, self._note_aside)
+
+        return Turn(model, end, copied)
+
+    def _note_aside(self, deployment_id: str, observation: Observation) -> None:
+        health = self._health(deployment_id)
+        self._healths[deployment_id] = Health(health.breaker, health.window.having(observation))
 
     def _note(
         self, demand: Demand, decision: Decision, candidate: Candidate, answered: bool | None, begun: float,

@@ -33,6 +33,7 @@ from serving.events.stream import EventStream
 from serving.executions import ExecutionLog
 from serving.metrics import Timings, render
 from serving.routing_metrics import RoutingMetrics
+from serving.shadow_metrics import ShadowMetrics
 from serving.stopping import before_exit
 from serving.tracing import Spans
 from serving.training import Training
@@ -78,6 +79,7 @@ class NeuroWeaver:
         self._failed = False
         self._events: EventStream | None = None
         self._routing: RoutingMetrics | None = None
+        self._shadows: ShadowMetrics | None = None
         self._loop = asyncio.get_running_loop()
         before_exit(self._loop, self._close_sockets)  # after uvicorn has said what a signal does
         threading.Thread(target=self._load, name="loader", daemon=True).start()
@@ -107,7 +109,8 @@ class NeuroWeaver:
         pruning = (open_store(chosen), chosen, self._stopped)
         threading.Thread(target=retention.keep_pruning, args=pruning, name="retention", daemon=True).start()
         app = create_app(engines, catalog, chosen, base.title, fleet, access, self._executions, training)
-        self._events, self._routing = app.state.events, app.state.routing
+        self._events = app.state.events
+        self._routing, self._shadows = app.state.routing, app.state.shadows
         asyncio.run_coroutine_threadsafe(self._events.start(), self._loop).result(60)  # BentoML runs no lifespan of it
         front.app = app
         self._look_after(training)
@@ -155,11 +158,11 @@ class NeuroWeaver:
         return stats.alive
 
     def __metrics__(self, text: str) -> str:
-        """BentoML's metrics, the engine's, and the router's once the models are there."""
+        """BentoML's metrics, the engine's, and, once the models are there, the router's and those of shadow traffic."""
         if self._engine is None:
             return text
-        routing = "" if self._routing is None else self._routing.render()
-        return text + render(self._engine.stats()) + self._timings.render() + routing
+        more = [each.render() for each in (self._routing, self._shadows) if each is not None]
+        return text + render(self._engine.stats()) + self._timings.render() + "".join(more)
 
     async def _close_sockets(self) -> None:
         """While they can still be told why: uvicorn would only say that it restarts."""

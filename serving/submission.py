@@ -171,6 +171,7 @@ class Submissions:
             turn.end(False, cost_usd)
             raise
         turn.end(True, cost_usd, answer.first_token_seconds)
+        turn.copy(_asked(submission, turn.model, submission.timeout_seconds), answer, task)
         running.answered(cost_usd, answer.prompt_tokens, answer.answer_tokens)
         return _respond(submission, turn.model, answer, reading, running, cost_usd)
 

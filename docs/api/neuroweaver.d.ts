@@ -181,7 +181,9 @@ export interface paths {
         head?: never;
         /**
          * Change Deployment
-         * @description Change weight and limit; with `If-Match` only where nobody else has changed them meanwhile.
+         * @description Change weight and limit, or have a shadow take requests.
+         *
+         *     With `If-Match` only where nobody else has changed it meanwhile.
          *
          *     Needs `deployModels`.
          */
@@ -888,7 +890,12 @@ export interface components {
                 [key: string]: unknown;
             };
         };
-        /** @description The body of `POST /models/{id}/deploy`. `bake` is for production. */
+        /**
+         * @description The body of `POST /models/{id}/deploy`. `bake` is for production.
+         *
+         *     A `shadow` answers nobody: it takes copies of requests, `maxConcurrency` at once, and has its weight when it is none
+         *     any more.
+         */
         DeployModelRequest: {
             /** @enum {string} */
             environment: "staging" | "production";
@@ -897,6 +904,8 @@ export interface components {
             /** @description requests under way at once; as many more may wait */
             maxConcurrency: number;
             bake?: components["schemas"]["BakeChanges"] | null;
+            /** @default false */
+            shadow?: boolean;
         };
         /**
          * @description A deployment. `share` (0..1) is its part of its model type's requests in its environment, `reason` why it is so.
@@ -923,11 +932,16 @@ export interface components {
             activeAt?: string;
             endedAt?: string;
             bake?: components["schemas"]["BakeTime"];
+            /** @default false */
+            shadow: boolean;
+            shadowTraffic?: components["schemas"]["ShadowTraffic"];
         };
         /** @description The body of `PATCH /deployments/{id}`: what is left out stays as it is. */
         DeploymentChange: {
             routingWeight?: number | null;
             maxConcurrency?: number | null;
+            /** @description false: it takes requests from now on, by its weight */
+            shadow?: false | null;
         };
         DeploymentList: {
             deployments: components["schemas"]["Deployment"][];
@@ -1213,6 +1227,24 @@ export interface components {
         SelectedModel: {
             modelId: string;
             deploymentId?: string;
+        };
+        /**
+         * @description What became of copies of requests since the service started; times are means in milliseconds.
+         *
+         *     `callersResponseTime` is that of the answers that callers got to the same requests. `agreement` (0..1) is the share
+         *     of fields in which the shadow says the same; free text is not compared.
+         */
+        ShadowTraffic: {
+            answered: number;
+            failed: number;
+            /** @description beyond maxConcurrency, or the engine had no place */
+            dropped: number;
+            agreement?: number;
+            agreementByField: {
+                [key: string]: number;
+            };
+            responseTime?: number;
+            callersResponseTime?: number;
         };
         /**
          * @description An override of `user`, for prompts of `model_type`. Without `ends_at` it holds until it is removed.
@@ -2172,7 +2204,8 @@ export interface operations {
                  *       "maxConcurrency": 8,
                  *       "bake": {
                  *         "maxErrorRate": 0.01
-                 *       }
+                 *       },
+                 *       "shadow": false
                  *     }
                  */
                 "application/json": components["schemas"]["DeployModelRequest"];
@@ -2259,6 +2292,37 @@ export interface operations {
                      *               "maxErrorRate": 0.01,
                      *               "maxFirstTokenMs": 10000,
                      *               "until": "2026-01-15T09:40:00.000000Z"
+                     *             },
+                     *             "shadow": false
+                     *           },
+                     *           {
+                     *             "deploymentId": "dep_fedcba987654",
+                     *             "status": "active",
+                     *             "modelId": "automotive-sales@4",
+                     *             "modelType": "automotive-sales",
+                     *             "environment": "production",
+                     *             "routingWeight": 10,
+                     *             "maxConcurrency": 8,
+                     *             "share": 0,
+                     *             "inFlight": 2,
+                     *             "waiting": 0,
+                     *             "reason": "loaded and warm",
+                     *             "revision": 3,
+                     *             "createdAt": "2026-01-15T09:30:00.000000Z",
+                     *             "updatedAt": "2026-01-15T09:30:00.000000Z",
+                     *             "activeAt": "2026-01-15T09:30:00.000000Z",
+                     *             "shadow": true,
+                     *             "shadowTraffic": {
+                     *               "answered": 214,
+                     *               "failed": 1,
+                     *               "dropped": 12,
+                     *               "agreement": 0.94,
+                     *               "agreementByField": {
+                     *                 "vehicleType": 0.97,
+                     *                 "timeline": 0.91
+                     *               },
+                     *               "responseTime": 433.1,
+                     *               "callersResponseTime": 412.7
                      *             }
                      *           }
                      *         ]
@@ -2266,7 +2330,7 @@ export interface operations {
                      *       "pagination": {
                      *         "page": 1,
                      *         "limit": 20,
-                     *         "total": 1,
+                     *         "total": 2,
                      *         "totalPages": 1
                      *       }
                      *     }
@@ -2326,7 +2390,8 @@ export interface operations {
                      *           "maxErrorRate": 0.01,
                      *           "maxFirstTokenMs": 10000,
                      *           "until": "2026-01-15T09:40:00.000000Z"
-                     *         }
+                     *         },
+                     *         "shadow": false
                      *       }
                      *     }
                      */
@@ -2436,7 +2501,8 @@ export interface operations {
                      *           "maxErrorRate": 0.01,
                      *           "maxFirstTokenMs": 10000,
                      *           "until": "2026-01-15T09:40:00.000000Z"
-                     *         }
+                     *         },
+                     *         "shadow": false
                      *       }
                      *     }
                      */

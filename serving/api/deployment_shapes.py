@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,7 +10,9 @@ from neuroweaver.contracts import ModelType, Wire
 from neuroweaver.deployments import DeploymentRecord, DeploymentState
 from neuroweaver.routing.baking import BakeRules
 from neuroweaver.routing.candidates import PRODUCTION, Environment
+from neuroweaver.routing.shadowing import ShadowScore
 from neuroweaver.routing.window import KEPT_REQUESTS
+from neuroweaver.tasks import camel_case
 
 Weight = Annotated[float, Field(ge=0, le=1e6, description="relative to the others of the model type and environment")]
 Concurrency = Annotated[int, Field(ge=1, le=10_000, description="requests under way at once; as many more may wait")]
@@ -29,12 +31,17 @@ class BakeChanges(Wire):
 
 
 class DeployModelRequest(Wire):
-    """The body of `POST /models/{id}/deploy`. `bake` is for production."""
+    """The body of `POST /models/{id}/deploy`. `bake` is for production.
+
+    A `shadow` answers nobody: it takes copies of requests, `maxConcurrency` at once, and has its weight when it is none
+    any more.
+    """
 
     environment: Environment
     routing_weight: Weight
     max_concurrency: Concurrency
     bake: BakeChanges | None = None
+    shadow: bool = False
 
     @model_validator(mode="after")
     def _bakes_in_production(self) -> DeployModelRequest:
@@ -48,11 +55,12 @@ class DeploymentChange(Wire):
 
     routing_weight: Weight | None = None
     max_concurrency: Concurrency | None = None
+    shadow: Literal[False] | None = Field(None, description="false: it takes requests from now on, by its weight")
 
     @model_validator(mode="after")
     def _something(self) -> DeploymentChange:
-        if self.routing_weight is None and self.max_concurrency is None:
-            raise ValueError("routingWeight or maxConcurrency is needed")
+        if self.routing_weight is None and self.max_concurrency is None and self.shadow is None:
+            raise ValueError("routingWeight, maxConcurrency or shadow is needed")
         return self
 
 
@@ -77,6 +85,33 @@ class BakeTime(Wire):
         return cls(**record.bake, until=record.bake_until)
 
 
+class ShadowTraffic(Wire):
+    """What became of copies of requests since the service started; times are means in milliseconds.
+
+    `callersResponseTime` is that of the answers that callers got to the same requests. `agreement` (0..1) is the share
+    of fields in which the shadow says the same; free text is not compared.
+    """
+
+    answered: int
+    failed: int
+    dropped: int = Field(description="beyond maxConcurrency, or the engine had no place")
+    agreement: float | None = Field(None, ge=0, le=1)
+    agreement_by_field: dict[str, float]
+    response_time: float | None = None
+    callers_response_time: float | None = None
+
+    @classmethod
+    def of(cls, score: ShadowScore) -> ShadowTraffic:
+        def mean(seconds: float) -> float | None:
+            return round(seconds / score.answered * 1000, 3) if score.answered else None
+
+        return cls(
+            answered=score.answered, failed=score.failed, dropped=score.dropped, agreement=score.agreement,
+            agreement_by_field={camel_case(name): share for name, share in score.agreement_by_field.items()},
+            response_time=mean(score.seconds), callers_response_time=mean(score.given_seconds),
+        )  # fmt: skip
+
+
 class Deployment(DeploymentStatus):
     """A deployment. `share` (0..1) is its part of its model type's requests in its environment, `reason` why it is so.
 
@@ -98,6 +133,8 @@ class Deployment(DeploymentStatus):
     active_at: str | None = None
     ended_at: str | None = None
     bake: BakeTime | None = None
+    shadow: bool = False
+    shadow_traffic: ShadowTraffic | None = None
 
 
 class DeploymentList(Wire):

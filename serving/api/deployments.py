@@ -23,10 +23,12 @@ from serving.api.deployment_shapes import (
     DeploymentList,
     DeploymentStatus,
     DeployModelRequest,
+    ShadowTraffic,
 )
 from serving.api.paging import Paged
 from serving.auth.requirements import Caller, note_object, requires
 from serving.fleet import Fleet
+from serving.shadows import Shadows
 
 IfMatch = Annotated[str | None, Header(description="the `ETag` of the deployment as it was read")]
 
@@ -34,7 +36,7 @@ _READING = requires("executeWorkflows", "viewPerformanceMetrics")
 _DEPLOYING = requires("deployModels")
 
 
-def router(fleet: Fleet) -> APIRouter:
+def router(fleet: Fleet, shadows: Shadows) -> APIRouter:
     routes = APIRouter(tags=["deployments"])
 
     @routes.post(
@@ -48,7 +50,7 @@ def router(fleet: Fleet) -> APIRouter:
         record = await fleet.deploy(
             model_id, body.environment,
             weight=body.routing_weight, max_concurrency=body.max_concurrency, user=user,
-            bake=None if body.bake is None else body.bake.over(fleet.bake),
+            bake=None if body.bake is None else body.bake.over(fleet.bake), shadow=body.shadow,
         )  # fmt: skip
         return APIResponse(data=DeploymentStatus(deployment_id=record.id, status=record.state))
 
@@ -62,13 +64,13 @@ def router(fleet: Fleet) -> APIRouter:
         total = await asyncio.to_thread(fleet.deployments.count, states, seen)
         found = await asyncio.to_thread(fleet.deployments.find, states, seen, limit=paging.limit, offset=paging.offset)
         return APIResponse(
-            data=DeploymentList(deployments=[_wire(record, fleet) for record in found]),
+            data=DeploymentList(deployments=[_wire(record, fleet, shadows) for record in found]),
             pagination=paging.meta(total),
         )
 
     @routes.get("/deployments/{deployment_id}", response_model_exclude_none=True, dependencies=[_READING])
     async def get_deployment(deployment_id: str, response: Response, user: Caller) -> APIResponse[Deployment]:
-        return _answer(await _seen(deployment_id, fleet, user), fleet, response)
+        return _answer(await _seen(deployment_id, fleet, user), fleet, shadows, response)
 
     @routes.patch(
         "/deployments/{deployment_id}",
@@ -79,13 +81,17 @@ def router(fleet: Fleet) -> APIRouter:
         deployment_id: str, body: DeploymentChange, request: Request, response: Response, user: Caller,
         if_match: IfMatch = None,
     ) -> APIResponse[Deployment]:  # fmt: skip
-        """Change weight and limit; with `If-Match` only where nobody else has changed them meanwhile."""
+        """Change weight and limit, or have a shadow take requests.
+
+        With `If-Match` only where nobody else has changed it meanwhile.
+        """
         note_object(request, (await _seen(deployment_id, fleet, user)).id)
         record = await fleet.change(
             deployment_id,
-            weight=body.routing_weight, max_concurrency=body.max_concurrency, revision=_revision(if_match),
+            weight=body.routing_weight, max_concurrency=body.max_concurrency, shadow=body.shadow,
+            revision=_revision(if_match),
         )  # fmt: skip
-        return _answer(record, fleet, response)
+        return _answer(record, fleet, shadows, response)
 
     @routes.delete(
         "/deployments/{deployment_id}", status_code=202, response_model_exclude_none=True, dependencies=[_DEPLOYING]
@@ -107,9 +113,9 @@ async def _seen(deployment_id: str, fleet: Fleet, user: User) -> DeploymentRecor
     return record
 
 
-def _answer(record: DeploymentRecord, fleet: Fleet, response: Response) -> APIResponse[Deployment]:
+def _answer(record: DeploymentRecord, fleet: Fleet, shadows: Shadows, response: Response) -> APIResponse[Deployment]:
     response.headers["ETag"] = f'"{record.revision}"'
-    return APIResponse(data=_wire(record, fleet))
+    return APIResponse(data=_wire(record, fleet, shadows))
 
 
 def _revision(if_match: str | None) -> int | None:
@@ -122,7 +128,7 @@ def _revision(if_match: str | None) -> int | None:
     return int(found[1])
 
 
-def _wire(record: DeploymentRecord, fleet: Fleet) -> Deployment:
+def _wire(record: DeploymentRecord, fleet: Fleet, shadows: Shadows) -> Deployment:
     live = fleet.find(record.id)
     values: dict[str, Any] = {name: getattr(record, name) for name in _SAME}
     return Deployment(
@@ -133,13 +139,14 @@ def _wire(record: DeploymentRecord, fleet: Fleet) -> Deployment:
         in_flight=live.limiter.in_flight if live else 0,
         waiting=live.limiter.waiting if live else 0,
         bake=BakeTime.of(record),
+        shadow_traffic=ShadowTraffic.of(shadows.score(record.id)) if record.shadow else None,
         **values,
     )
 
 
 _SAME = (
     "model_id", "model_type", "environment", "max_concurrency", "reason", "revision", "created_at", "updated_at",
-    "active_at", "ended_at",
+    "active_at", "ended_at", "shadow",
 )  # fmt: skip
 
 

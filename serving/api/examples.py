@@ -40,6 +40,7 @@ from serving.api.deployment_shapes import (
     DeploymentList,
     DeploymentStatus,
     DeployModelRequest,
+    ShadowTraffic,
 )
 from serving.api.log_shapes import ExecutionAggregates, ExecutionLogs, LoggedExecution
 from serving.api.openai_shapes import (
@@ -127,7 +128,7 @@ def examples() -> Mapping[tuple[str, str], Example]:
         ("get", "/api/v1/models/{model_id}"): _example(None, _model()),
         ("get", "/api/v1/models/{model_id}/performance"): _example(None, _performance()),
         ("post", "/api/v1/models/{model_id}/deploy"): _example(deploying, begun),
-        ("get", "/api/v1/deployments"): _example(None, DeploymentList(deployments=[deployment]), total=1),
+        ("get", "/api/v1/deployments"): _example(None, DeploymentList(deployments=[deployment, _shadow()]), total=2),
         ("get", "/api/v1/deployments/{deployment_id}"): _example(None, deployment, has_etag=True),
         ("patch", "/api/v1/deployments/{deployment_id}"): _example(
             DeploymentChange(routing_weight=10), deployment, has_etag=True
@@ -230,6 +231,15 @@ def _deployment() -> Deployment:
             until="2026-01-15T09:40:00.000000Z",
         ),
     )  # fmt: skip
+
+
+def _shadow() -> Deployment:
+    traffic = ShadowTraffic(
+        answered=214, failed=1, dropped=12, agreement=0.94, agreement_by_field={"vehicleType": 0.97, "timeline": 0.91},
+        response_time=433.1, callers_response_time=412.7,
+    )  # fmt: skip
+    of_another = {"deployment_id": "dep_fedcba987654", "model_id": "automotive-sales@4", "share": 0, "bake": None}
+    return _deployment().model_copy(update=of_another | {"shadow": True, "shadow_traffic": traffic})
 
 
 def _selection() -> ModelSelection:

@@ -50,7 +50,7 @@ class HealthChecks:
     async def look(self) -> None:
         """Write a health check of all deployments where it is time, or else of those whose health has changed."""
         now = self._clock()
-        live = {each.record.id: each.record for each in self._fleet.live()}
+        live = {each.record.id: each.record for each in [*self._fleet.live(), *self._fleet.shadows()]}
         healthy = {deployment_id: self._is_healthy(deployment_id) for deployment_id in live}
         self._since = {deployment_id: self._since.get(deployment_id, now) for deployment_id in live}
         if now >= self._due:

@@ -207,6 +207,74 @@ def test_service_answers_with_the_champions_and_ends_cleanly(
     assert len(logged) == 3, "written before the service has ended, and what was refused is none"
 
 
+def test_service_rolls_back_what_bakes_badly_and_scores_a_shadow_aside(
+    tiny_base: Path, tiny_adapter: Callable[..., Path], run_service: Callable[[Path, str], Service], tmp_path: Path
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    home, champion, new = tmp_path / "home", "automotive-sales@1", "automotive-sales@2"
+    register(home, {"automotive-sales": tiny_adapter("automotive-sales", 1)})
+    second = tiny_adapter("automotive-sales", 2)
+    MlflowClient(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}").create_model_version("automotive-sales", second.as_uri())
+    bake = "bake: {bake_seconds: 300, minimum_requests: 2, max_first_token_ms: 0.001}\n"
+    (home / "serving.yaml").write_text(bake)
+    (home / "neuroweaver.yaml").write_text("serving_config: serving.yaml\n")
+    service = run_service(home, str(tiny_base))
+    client = service.client
+    service.wait_until("/readyz", 200)
+
+    def deploy(**more: Any) -> str:
+        body = {"environment": "production", "routingWeight": 1, "maxConcurrency": 2} | more
+        response = client.post(f"/api/v1/models/{new}/deploy", json=body)
+        assert response.status_code == 202, response.text
+        found: str = response.json()["data"]["deploymentId"]
+        return found
+
+    def wait(deployment_id: str, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        end = time.monotonic() + 60
+        while not wanted(found := client.get(f"/api/v1/deployments/{deployment_id}").json()["data"]):
+            assert time.monotonic() < end, found
+            time.sleep(0.05)
+        return found
+
+    def answerer() -> str:
+        response = client.post("/api/v1/prompts", json=LEAD)
+        assert response.status_code == 200, response.text
+        used: str = response.json()["data"]["modelUsed"]
+        return used
+
+    slow = deploy()
+    assert wait(slow, lambda found: found["status"] != "deploying")["reason"] == "loaded and warm"
+    assert [answerer(), answerer()] == [new, new]
+    back = wait(slow, lambda found: found["routingWeight"] == found["share"] == 0)
+    assert re.match(r"rolled back: its first token took \d+ ms .* above 0.001 ms", back["reason"])
+    assert answerer() == champion
+    trail = AuditTrail(Store(f"sqlite:///{home / 'store.db'}"))
+    assert [(each.user, each.action, each.object) for each in trail.latest(2)][:1] == [
+        ("neuroweaver", "roll_back", slow)
+    ]
+
+    assert client.delete(f"/api/v1/deployments/{slow}").status_code == 202
+    wait(slow, lambda found: found["status"] == "stopped")
+    shadow = deploy(shadow=True)
+    wait(shadow, lambda found: found["status"] == "active")
+    assert [answerer(), answerer()] == [champion, champion]
+    seen = wait(shadow, lambda found: found["shadowTraffic"]["answered"] == 2)["shadowTraffic"]
+    assert set(seen["agreementByField"]) > {"vehicleType", "timeline"}
+    assert re.search(
+        rf'neuroweaver_shadow_requests_total{{deployment="{shadow}".*answered"}} 2', client.get("/metrics").text
+    )
+    assert service.stop() == 0, service.log.read_text()
+
+    again = run_service(home, str(tiny_base))
+    again.wait_until("/readyz", 200)
+    found = again.client.get(f"/api/v1/deployments/{shadow}").json()["data"]
+    assert (found["status"], found["shadow"]) == ("active", True)
+    assert again.client.get(f"/api/v1/deployments/{slow}").json()["data"]["reason"] == "drained"
+    assert again.stop() == 0, again.log.read_text()
+    assert not again.leftovers()
+
+
 def test_service_without_any_champion_is_ready_and_makes_no_registry(
     tiny_base: Path, run_service: Callable[[Path, str], Service], tmp_path: Path
 ) -> None:

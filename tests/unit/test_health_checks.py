@@ -154,6 +154,20 @@ def test_one_that_loads_or_drains_is_told_of_too(world: World, monkeypatch: pyte
     asyncio.run(test())
 
 
+def test_a_shadow_is_told_of_like_the_others(world: World) -> None:
+    async def test() -> None:
+        record = await world.fleet.deploy("far", "production", weight=1, max_concurrency=4, shadow=True)
+        while not world.fleet.shadows():
+            await asyncio.sleep(0.001)
+        last = world.log.last_id()
+        await world.checks.look()
+        [told] = world.told(last)
+        assert (told["deploymentId"], told["shadow"], told["healthy"]) == (record.id, True, True)
+        assert told["healthMetrics"] == {"responseTime": 0.0, "errorRate": 0.0, "throughput": 0.0}
+
+    asyncio.run(test())
+
+
 def test_nothing_is_written_where_nothing_is_deployed(world: World) -> None:
     asyncio.run(world.checks.look())
 

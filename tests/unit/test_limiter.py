@@ -101,3 +101,19 @@ def test_it_has_drained_when_nothing_runs_and_nothing_waits() -> None:
         await drained
 
     asyncio.run(run())
+
+
+def test_a_place_that_is_not_free_at_once_is_not_taken() -> None:
+    async def run() -> None:
+        limiter = Limiter(1)
+        assert limiter.take()
+        assert not limiter.take()
+        waiting = asyncio.create_task(limiter.acquire(60))
+        await asyncio.sleep(0)
+        limiter.release()
+        assert not limiter.take(), "it is the one's who waits"
+        await waiting
+        limiter.release()
+        assert (limiter.take(), limiter.in_flight) == (True, 1)
+
+    asyncio.run(run())
