@@ -93,7 +93,7 @@ class ScriptedEngine:
             if name in self.failing:
                 raise self.failing[name]
             text = self.texts.get(name, answers.render(LEAD_QUALIFICATION, {}).text)
-            return EngineAnswer(text, 0.9, 10, 20, 0.1, 0.3, 0.2)
+            return EngineAnswer(text, 0.9, 10, 20, 0.25, 0.25, 0.3)
         finally:
             self.running[name] -= 1
 
@@ -531,8 +531,8 @@ def test_a_shadow_answers_nobody_and_is_scored_by_what_it_would_have_said(world:
         by_field = found.pop("agreementByField")
         assert (by_field.pop("vehicleType"), set(by_field.values())) == (0, {1})
         assert found == {
-            "answered": 8, "failed": 0, "dropped": 0, "agreement": pytest.approx(10 / 11), "responseTime": 400,
-            "callersResponseTime": 400,
+            "answered": 8, "failed": 0, "dropped": 0, "agreement": pytest.approx(10 / 11), "responseTime": 500,
+            "callersResponseTime": 500,
         }  # fmt: skip
         read = (await client.get(f"{DEPLOYMENTS}/{shadow}")).json()["data"]
         assert (read["shadow"], read["share"], "until" in read["bake"]) == (True, 0, False)
@@ -547,7 +547,7 @@ def test_a_shadow_answers_nobody_and_is_scored_by_what_it_would_have_said(world:
         metrics = world.app.state.shadows.render()
         assert f'neuroweaver_shadow_requests_total{{{labels},outcome="answered"}} 8.0' in metrics
         assert f'neuroweaver_shadow_fields_total{{agreed="false",{labels}}} 8.0' in metrics
-        assert f"neuroweaver_shadow_response_seconds_sum{{{labels}}} 3.2" in metrics
+        assert f"neuroweaver_shadow_response_seconds_sum{{{labels}}} 4.0" in metrics
 
     world.run(use)
 
