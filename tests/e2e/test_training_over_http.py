@@ -131,6 +131,7 @@ def form() -> tuple[bytes, str]:
     return request.read(), request.headers["content-type"]
 
 
+@pytest.mark.fault(3)
 def test_a_killed_service_loses_no_job_and_shows_no_half_upload(service: Service) -> None:
     content, content_type = form()
     key = {"Idempotency-Key": "monday"}
