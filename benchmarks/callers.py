@@ -131,8 +131,10 @@ async def in_a_loop(
     return sorted(found, key=lambda each: each.began)
 
 
-async def arriving(port: int, request: Request, per_second: float, seconds: float, seed: int) -> list[Asked]:
-    """Requests that come whether or not others are answered: a Poisson process."""
+async def arriving(
+    port: int, request: Request, per_second: float, seconds: float, seed: int, over: asyncio.Event
+) -> list[Asked]:
+    """Requests that come whether or not others are answered, a Poisson process; `over` is set after the last came."""
     gaps = np.random.default_rng(seed).exponential(1 / per_second, round(per_second * seconds * 2) + 1)
     times = [float(time) for time in np.cumsum(gaps) if time < seconds]
     connections, begun = Connections(port), perf_counter()
@@ -140,9 +142,13 @@ async def arriving(port: int, request: Request, per_second: float, seconds: floa
     try:
         for time in times:
             await asyncio.sleep(max(begun + time - perf_counter(), 0))
+            if perf_counter() > begun + seconds:
+                break  # this machine could not send as many
             asked.append(asyncio.create_task(connections.ask(request)))
+        over.set()
         return sorted(await asyncio.gather(*asked), key=lambda each: each.began)
     finally:
+        over.set()
         connections.close()
 
 

@@ -72,8 +72,9 @@ async def _phases(
     spread = answer_ms / 1000
     await callers.in_a_loop(target.port, repeat(request), limit, 2, spread_seconds=spread)
     at_limit, full = await looping(limit, spread), await looping(2 * limit, 2 * spread)
-    flood = asyncio.create_task(callers.arriving(target.port, request, TIMES * allowed, seconds, seed))
-    await asyncio.sleep(seconds)  # who still waits then has been let in
+    over = asyncio.Event()
+    flood = asyncio.create_task(callers.arriving(target.port, request, TIMES * allowed, seconds, seed, over))
+    await over.wait()  # who still waits then has been let in
     afterwards = await looping(limit, 0)
     return {"at its limit": at_limit, "its queue full": full, "ten times": await flood, "afterwards": afterwards}
 

@@ -109,8 +109,8 @@ def _append_to(connection: Connection, acts: Sequence[Act]) -> list[AuditEntry]:
         return []
     last = NUMBERS.c.name == LAST_AUDIT_ENTRY
     # A counter, as for events: its row is locked until the entries are there.
-    connection.execute(update(NUMBERS).where(last).values(value=NUMBERS.c.value + len(acts)))
-    first = (connection.scalar(select(NUMBERS.c.value).where(last)) or 0) - len(acts) + 1
+    counted = update(NUMBERS).where(last).values(value=NUMBERS.c.value + len(acts)).returning(NUMBERS.c.value)
+    first = (connection.scalar(counted) or 0) - len(acts) + 1
     before = connection.scalar(select(AUDIT.c.hash).where(AUDIT.c.id == first - 1)) or START
     entries: list[AuditEntry] = []
     for number, act in enumerate(acts, first):

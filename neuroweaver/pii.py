@@ -48,6 +48,8 @@ def find(text: str, names: Collection[str] = ()) -> list[Hit]:
     `names` are the persons that fields of the record state, each as one full name ("Odalys Brandt").
     """
     hits: list[Hit] = []
+    if not names and _is_plain_word(text):
+        return hits
     read = _search(pii_text.read(text, names), hits)
     fresh = hits
     while any(_runs_on(text, hit) for hit in fresh):  # what ran into it had no beginning or end before
@@ -56,6 +58,11 @@ def find(text: str, names: Collection[str] = ()) -> list[Hit]:
         fresh = hits[known:]
     hits.sort(key=_start)
     return hits
+
+
+def _is_plain_word(text: str) -> bool:
+    """One word in lower case, or several that underscores join: most values of answers are, and none is of a kind."""
+    return text.isascii() and text.islower() and text.replace("_", "").isalpha()
 
 
 def _search(read: pii_text.PiiText, hits: list[Hit]) -> pii_text.PiiText:

@@ -17,6 +17,12 @@ from neuroweaver.vocabulary import MODEL_TYPES
 ALIAS = "champion"
 
 _SQLITE = "sqlite:///"
+# Of MLflow's client, which would wait for minutes for a server that is away, and for two for one that says nothing.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -128,6 +134,8 @@ def _client(settings: Settings) -> Any:
         return None
     # MLflow would otherwise report usage to its makers; nothing about a dealership leaves its machine.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
     from mlflow.tracking import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from serving.training import Training
 from serving.warm_up import warm_up_all
 
 LOADING = "the models are being loaded"
+_SWITCH_SECONDS = 0.001  # threads that write to the store hold answers up for so long; Python's own is five times that
 
 _log = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ def _require_home_elsewhere(chosen: Settings) -> None:
 class NeuroWeaver:
     def __init__(self) -> None:
         logging.getLogger("serving").setLevel(logging.INFO)
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._engine: RemoteEngine | None = None
         self._executions: ExecutionLog | None = None
         self._training: Training | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import mul
 
 from neuroweaver.routing.window import Window
 
@@ -23,35 +24,38 @@ class Prediction:
 def predict(window: Window, input_length: int) -> Prediction:
     """By a straight line through the window's answers; by their mean, where they are few or of one length."""
     answered = window.answered
-    lengths = [each.input_length for each in answered]
-    seconds = [each.seconds for each in answered]
-    costs = [each.cost_usd for each in answered]
+    if not answered:
+        return Prediction()
+    line = _Line([each.input_length for each in answered])
+    seconds, costs = [each.seconds for each in answered], [each.cost_usd for each in answered]
     return Prediction(
-        _on_line(lengths, seconds, input_length),
-        _on_line(lengths, costs, input_length),
-        _error([(each.predicted_seconds, each.seconds) for each in answered]),
-        _error([(each.predicted_cost_usd, each.cost_usd) for each in answered]),
+        line.at(input_length, seconds),
+        line.at(input_length, costs),
+        _error([each.predicted_seconds for each in answered], seconds),
+        _error([each.predicted_cost_usd for each in answered], costs),
     )
 
 
-def _on_line(lengths: Sequence[int], values: Sequence[float], length: int) -> float | None:
-    """Least squares. A longer input takes no less, and nothing takes less than the least that was seen."""
-    if not values:
-        return None
-    mean = sum(values) / len(values)
-    if len(values) < MINIMUM:
-        return mean
-    middle = sum(lengths) / len(lengths)
-    spread = sum((each - middle) ** 2 for each in lengths)
-    if spread == 0:
-        return mean
-    slope = sum((x - middle) * (y - mean) for x, y in zip(lengths, values, strict=True)) / spread
-    return max(mean + max(slope, 0.0) * (length - middle), min(values))
+class _Line:
+    """Least squares over `lengths`, of which there is one at least."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._middle = sum(lengths) / len(lengths)
+        self._away = [length - self._middle for length in lengths]
+        self._spread = sum(map(mul, self._away, self._away)) if len(lengths) >= MINIMUM else 0.0
+
+    def at(self, length: int, values: Sequence[float]) -> float:
+        """A longer input takes no less, and nothing takes less than the least that was seen."""
+        mean, least = sum(values) / len(values), min(values)
+        if self._spread == 0 or least == max(values):
+            return mean
+        slope = sum(map(mul, self._away, values)) / self._spread
+        return max(mean + max(slope, 0.0) * (length - self._middle), least)
 
 
-def _error(pairs: Sequence[tuple[float | None, float]]) -> float | None:
-    known = [(predicted, seen) for predicted, seen in pairs if predicted is not None]
-    total = sum(seen for _, seen in known)
+def _error(predicted: Sequence[float | None], seen: Sequence[float]) -> float | None:
+    known = [(guess, value) for guess, value in zip(predicted, seen, strict=True) if guess is not None]
+    total = sum(value for _, value in known)
     if total <= 0:
         return None
-    return sum(abs(predicted - seen) for predicted, seen in known) / total
+    return sum(abs(guess - value) for guess, value in known) / total

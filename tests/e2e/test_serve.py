@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import psutil
@@ -302,6 +304,8 @@ def test_service_without_its_base_model_is_neither_ready_nor_alive_and_says_why(
     assert answer.json()["code"] == "unavailable"
 
 
+@pytest.mark.security(28)
+@pytest.mark.fault(9)
 def test_service_drops_who_left_and_finishes_what_runs_before_it_ends(
     tiny_base: Path, tiny_adapter: Callable[..., Path], run_service: Callable[[Path, str], Service], tmp_path: Path
 ) -> None:
@@ -458,6 +462,7 @@ def test_service_that_others_can_reach_answers_with_a_token_alone(
     assert manager not in service.log.read_text()
 
 
+@pytest.mark.fault(9)
 def test_service_sends_events_over_sockets_and_closes_them_when_it_stops(
     tiny_base: Path, tiny_adapter: Callable[..., Path], run_service: Callable[..., Service], tmp_path: Path
 ) -> None:
@@ -495,3 +500,188 @@ def test_service_sends_events_over_sockets_and_closes_them_when_it_stops(
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1001, "the service stops")
     assert service.process.wait(60) == 0, service.log.read_text()
     assert not service.leftovers()
+
+
+@pytest.mark.fault(9)
+def test_service_that_is_ended_under_load_answers_what_it_has_and_takes_no_more(
+    tiny_base: Path, tiny_adapter: Callable[..., Path], run_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    """Requests that run, requests that wait for them, a stream, and sockets of both protocols' kind."""
+    home = tmp_path / "home"
+    register(home, {"automotive-sales": tiny_adapter("automotive-sales", 1)})
+    service = run_service(home, str(tiny_base))
+    service.wait_until("/readyz", 200)
+    client = service.client
+    address = str(client.base_url).removeprefix("http://")
+    body = {"environment": "production", "routingWeight": 1, "maxConcurrency": 2}
+    deployed = client.post("/api/v1/models/automotive-sales@1/deploy", json=body).json()["data"]["deploymentId"]
+    while client.get(f"/api/v1/deployments/{deployed}").json()["data"]["status"] != "active":
+        time.sleep(0.1)
+    chat = {
+        "model": "automotive-sales", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 1500,
+        "temperature": 0,  # the tiny model's likeliest token is never the end
+    }  # fmt: skip
+
+    def ask() -> tuple[int, str]:
+        with httpx.Client(base_url=client.base_url, timeout=60) as own:
+            answer = own.post("/v1/chat/completions", json=chat)
+            return answer.status_code, answer.json()["choices"][0]["finish_reason"]
+
+    with (
+        ThreadPoolExecutor(4) as pool,
+        connect(f"ws://{address}/ws") as watching,
+        client.stream("POST", "/v1/chat/completions", json=chat | {"stream": True}) as stream,
+    ):
+        lines = stream.iter_lines()
+        assert "chat.completion.chunk" in next(lines)
+        asked = [pool.submit(ask) for _ in range(3)]
+        with httpx.Client(base_url=client.base_url, timeout=60) as other:
+            while (data := other.get(f"/api/v1/deployments/{deployed}").json()["data"])["waiting"] != 2:
+                time.sleep(0.01)
+        assert data["inFlight"] == 2
+
+        service.process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed) as closed:
+            read_all(watching)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
+        with contextlib.suppress(httpx.TransportError):  # nobody listens any more: no less clear
+            assert httpx.get(f"{client.base_url}/readyz", timeout=5).status_code == 503
+        assert not any(each.done() for each in asked), "that was while they ran"
+        *_, last = [line for line in lines if line]
+        assert last == "data: [DONE]"
+        assert [each.result() for each in asked] == [(200, "length")] * 3
+
+    assert service.process.wait(60) == 0, service.log.read_text()
+    assert not service.leftovers()
+
+
+@pytest.mark.fault(5)
+def test_service_answers_on_while_mlflow_is_away(
+    tiny_base: Path, tiny_adapter: Callable[..., Path], run_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    register(home, {"automotive-sales": tiny_adapter("automotive-sales", 1)})
+    register_more(home, "automotive-sales", tiny_adapter("automotive-sales", 2))
+    mlflow = Mlflow(home)
+    (home / "neuroweaver.yaml").write_text(f"mlflow_tracking_uri: {mlflow.uri}\n")
+    try:
+        mlflow.start()
+        service = run_service(home, str(tiny_base))
+        service.wait_until("/readyz", 200)
+        client = service.client
+        before = client.post("/api/v1/prompts", json=LEAD)
+        assert before.status_code == 200, before.text
+
+        mlflow.kill()
+        body = {"environment": "production", "routingWeight": 1, "maxConcurrency": 2}
+        begun = time.monotonic()
+        away = client.post("/api/v1/models/automotive-sales@2/deploy", json=body)
+        assert time.monotonic() - begun < 30
+        assert (away.status_code, away.json()["code"]) == (500, "internal")
+        assert "the model registry can't be read" in away.json()["errors"][0]
+        answers = [client.post("/api/v1/prompts", json=LEAD) for _ in range(3)]
+        assert {answer.status_code for answer in answers} == {200}
+        assert {answer.json()["data"]["modelUsed"] for answer in answers} == {"automotive-sales@1"}
+        listed = client.get("/api/v1/models")
+        assert [model["id"] for model in listed.json()["data"]["models"]][:1] == ["automotive-sales@1"]
+        assert client.get("/readyz").status_code == 200
+        assert client.get("/api/v1/logs/execution").json()["pagination"]["total"] == 4
+
+        mlflow.start()
+        back = client.post("/api/v1/models/automotive-sales@2/deploy", json=body)
+        assert back.status_code == 202, back.text
+        assert service.stop() == 0, service.log.read_text()
+    finally:
+        mlflow.kill()
+
+
+@dataclass
+class Mlflow:
+    """`mlflow server` on the registry of a data folder."""
+
+    home: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def __post_init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.uri = f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+    def start(self) -> None:
+        command = [
+            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", self.uri.rpartition(":")[2],
+            "--backend-store-uri", f"sqlite:///{self.home / 'mlflow' / 'mlflow.db'}", "--workers", "1",
+            "--artifacts-destination", str(self.home / "mlflow" / "artifacts"),
+        ]  # fmt: skip
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        with (self.home / "mlflow.log").open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        end = time.monotonic() + STARTUP_SECONDS
+        while True:
+            try:
+                if httpx.get(f"{self.uri}/health", timeout=2).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            assert self.process.poll() is None, (self.home / "mlflow.log").read_text()
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+def register_more(home: Path, model_type: str, folder: Path) -> None:
+    """Another version, that is no champion."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
+    client.create_model_version(model_type, folder.as_uri(), tags={"accuracy": "0.5"})
+
+
+@pytest.mark.security(25)
+def test_service_writes_no_canary_anywhere(
+    tiny_base: Path, tiny_adapter: Callable[..., Path], run_service: Callable[..., Service], tmp_path: Path
+) -> None:
+    """Wherever a caller may write: texts, keys, names, paths, queries, headers. BentoML's own log is looked at, too."""
+    home = tmp_path / "home"
+    register(home, {"automotive-sales": tiny_adapter("automotive-sales", 1)})
+    (home / "neuroweaver.yaml").write_text("require_tokens: true\n")
+    service = run_service(home, str(tiny_base))
+    service.wait_until("/readyz", 200)
+    mail, number = "odalys.brandt@canary.example", "219-09-9999"
+    forged = "canary\r\n2026-01-01T00:00:00+0000 [INFO] admin logged in"
+    token = LocalIssuer(home).issue(User("ada", "manager", frozenset(["sales"]), customer_pii=True), 1)
+    message = f"I am Odalys Brandt, mail {mail}, my number is {number}"
+    context = LEAD["context"] | {"customerId": mail}
+    with httpx.Client(
+        base_url=service.client.base_url, headers={"Authorization": f"Bearer {token}"}, timeout=60
+    ) as own:
+        asked = own.post("/api/v1/prompts", json=LEAD | {"variables": {"customerMessage": message}, "context": context})
+        assert asked.status_code == 200, asked.text
+        chat = {
+            "model": "automotive-sales",
+            "messages": [{"role": "user", "content": message}],
+            "max_tokens": 5,
+            "user": mail,
+        }
+        assert own.post("/v1/chat/completions", json=chat).status_code == 200
+        for canary in (mail, number, forged):
+            own.post("/api/v1/prompts", json=LEAD | {canary: canary})
+            own.post("/api/v1/prompts", json=LEAD | {"routing": {"preferredModel": canary[:20]}})
+            own.get(f"/api/v1/models/{quote(canary)}")
+            own.get("/api/v1/models", params={"type": canary, canary: canary})
+            own.get(f"/{quote(canary)}", headers={"X-Workflow-Id": quote(canary), "User-Agent": quote(canary)})
+        own.get("/api/v1/models", headers={"Authorization": f"Bearer {token}x"})
+    assert service.stop() == 0, service.log.read_text()
+
+    written = {path: path.read_bytes() for path in home.rglob("*") if path.is_file()} | {
+        service.log: service.log.read_bytes()
+    }
+    assert len(written[service.log]) > 1000
+    for canary in (b"odalys", b"Brandt", quote(mail).encode(), number.encode(), b"admin logged in", token.encode()):
+        assert [path.name for path, content in written.items() if canary in content] == [], canary

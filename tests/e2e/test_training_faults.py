@@ -287,6 +287,7 @@ for _ in job.train(job.unpack(json.loads(sys.stdin.read()))):
 """
 
 
+@pytest.mark.fault(2)
 def test_a_checkpoint_that_was_being_written_when_its_process_was_killed_is_ignored(trained: Place) -> None:
     job = moved(trained, trained.home.parent / "cut_off")
     process = subprocess.Popen(
@@ -339,6 +340,7 @@ def fill(path: Path) -> None:
         file.write(bytes(2**12))
 
 
+@pytest.mark.fault(4)
 def test_a_full_disk_fails_the_job_in_words_and_it_goes_on_when_there_is_space(
     small_disk: Path, tmp_path: Path, tiny_base: Path
 ) -> None:
@@ -424,6 +426,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made.kill()
 
 
+@pytest.mark.fault(5)
 def test_a_job_trains_without_mlflow_and_is_registered_once_when_it_answers(
     server: Server, tmp_path: Path, tiny_base: Path
 ) -> None:
@@ -464,6 +467,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Place:
     return place
 
 
+@pytest.mark.fault(8)
 def test_a_loss_that_is_no_number_fails_the_job_and_promotes_nothing(trained: Place) -> None:
     with pytest.raises(TrainingError, match="the loss .*at step") as caught:
         trained.train(learning_rate=1e6)
@@ -490,6 +494,7 @@ class Breaker(TerminalReporter):
             os.truncate(weights, weights.stat().st_size // 2)
 
 
+@pytest.mark.fault(8)
 def test_an_evaluation_that_fails_promotes_nothing_and_says_why(trained: Place) -> None:
     with pytest.raises(IntegrityError, match="the manifest says") as caught:
         trained.train(Breaker(trained), max_steps=20)
@@ -502,6 +507,8 @@ def test_an_evaluation_that_fails_promotes_nothing_and_says_why(trained: Place) 
     assert len(trained.versions()) == 1
 
 
+@pytest.mark.security(29)
+@pytest.mark.fault(7)
 def test_a_damaged_adapter_is_refused_wherever_it_would_be_used(trained: Place, tmp_path: Path) -> None:
     second = trained.train(max_steps=20, gain=1.0)
     assert not second.decision.promoted

@@ -134,6 +134,7 @@ def form(path: Path) -> tuple[bytes, str]:
     return request.read(), request.headers["content-type"]
 
 
+@pytest.mark.fault(3)
 def test_a_killed_service_loses_no_job_and_shows_no_half_upload(service: Service, tmp_path: Path) -> None:
     file = leads(tmp_path / "leads.csv")
     content, content_type = form(file)

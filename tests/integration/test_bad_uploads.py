@@ -238,6 +238,7 @@ OTHER_KINDS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.security(16, 18, 20)
 @pytest.mark.parametrize(
     "options",
     [(), ("--format", "csv"), ("--format", "json"), ("--format", "automotive-crm"), ("--mapping", "vinsolutions")],
@@ -254,6 +255,7 @@ def test_what_is_no_text_is_refused_by_what_it_is_whatever_it_is_called(
     assert_one_line(ended, 1, "leads.csv is ", name, ": give CSV, JSON or ADF XML")
 
 
+@pytest.mark.security(20)
 def test_a_pickle_of_text_is_read_as_text_and_never_run(call: Call) -> None:
     content = pickle.dumps([Opened()] * 3, 0)
 
@@ -574,6 +576,7 @@ ATTACKS: dict[str, Callable[[str], str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.security(19)
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 @pytest.mark.parametrize("what", ATTACKS)
 def test_xml_that_reaches_beyond_itself_is_refused_and_reads_nothing(
@@ -598,6 +601,7 @@ def test_xml_that_reaches_beyond_itself_is_refused_and_reads_nothing(
         Path("rows.jsonl").unlink()
 
 
+@pytest.mark.security(19)
 @pytest.mark.parametrize("what", [name for name in ATTACKS if "laughs" not in name and "blow-up" not in name])
 def test_xml_that_reaches_beyond_itself_opens_no_connection(call: Call, what: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -706,6 +710,7 @@ def test_the_name_of_a_file_does_not_matter(call: Call, what: str) -> None:
     assert "<img src=x" not in Path("page.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.security(17)
 @pytest.mark.parametrize("what", [name for name in NAMES if name != "bytes that are no UTF-8"])
 def test_the_name_of_a_file_is_kept_and_never_forms_a_path(call: Call, tmp_path: Path, what: str) -> None:
     path = put(NAMES[what], table(GOOD))
@@ -833,6 +838,7 @@ NO_FILES = (
 )  # fmt: skip
 
 
+@pytest.mark.security(16)
 @pytest.mark.usefixtures("odd_paths")
 @pytest.mark.parametrize(
     "options",
@@ -1047,6 +1053,7 @@ def start(folder: Path, *arguments: str | bytes) -> Ended:
     return Ended(ended.returncode, ended.stdout.decode(), ended.stderr.decode())
 
 
+@pytest.mark.security(16)
 @pytest.mark.timeout(25)
 @pytest.mark.parametrize("what", PROCESSES)
 def test_a_process_of_its_own_ends_well_with_little_memory(tmp_path: Path, what: str) -> None:

@@ -30,10 +30,12 @@ def test_both_endpoints_are_asked_the_same_in_turns_and_compared() -> None:
     assert os.sched_getaffinity(0) == usable
 
 
+@pytest.mark.security(26)
+@pytest.mark.fault(10)
 def test_ten_times_the_limit_never_gets_past_it_and_all_others_are_told_when_to_come_back() -> None:
     said: list[str] = []
 
-    result = overload.run(limit=3, answer_ms=150, seconds=4, around=1, say=said.append)
+    result = overload.run(limit=3, answer_ms=150, seconds=4, around=3, say=said.append)
 
     at_limit, full, flood, afterwards = result["figures"]
     assert [each["phase"] for each in result["figures"]] == [

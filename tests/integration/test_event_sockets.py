@@ -271,6 +271,7 @@ def test_a_deployment_is_watched_from_its_beginning_to_its_end(server: Server, t
     assert sorted(statuses, key=["deploying", "active", "draining", "stopped"].index) == statuses
 
 
+@pytest.mark.security(10)
 @pytest.mark.parametrize(("role", "channel"), [("manager", SERVICE), ("manager", "workflow:w"), ("editor", "system:bo"), ("agent", "deployment:nothing")])  # fmt: skip
 def test_a_channel_of_others_answers_as_a_missing_one(shared: Server, role: Role, channel: str) -> None:
     async def test() -> list[dict[str, Any]]:
@@ -484,6 +485,7 @@ class Directory:
             raise TokenRefusedError("the token has expired") from None
 
 
+@pytest.mark.security(7)
 @pytest.mark.usefixtures("checked_often")
 def test_a_socket_ends_with_its_token(
     serve: Callable[..., Server], settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
@@ -502,6 +504,7 @@ def test_a_socket_ends_with_its_token(
     assert run(test()) == (4401, "the token is no longer valid")
 
 
+@pytest.mark.security(7)
 @pytest.mark.usefixtures("checked_often")
 def test_7_a_socket_ends_when_its_user_may_not_watch_its_channels_any_more(
     serve: Callable[..., Server], settings: Settings
@@ -551,6 +554,7 @@ def silent_socket(server: Server, token: str) -> socket.socket:
     return silent
 
 
+@pytest.mark.security(27)
 def test_27_a_client_that_never_reads_is_dropped_and_the_others_stay_on_time(
     server: Server, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -808,6 +812,7 @@ def test_a_socket_io_client_that_never_logs_in_is_disconnected(server: Server, m
     until(lambda: httpx.get(f"{url}&sid={opened['sid']}", timeout=30).status_code == 400)
 
 
+@pytest.mark.security(27)
 def test_27_a_socket_io_client_that_never_reads_is_dropped_and_the_others_stay_on_time(
     server: Server, token: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

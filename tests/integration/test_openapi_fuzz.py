@@ -90,6 +90,7 @@ def operations() -> list[tuple[str, str]]:
     return [(method.upper(), path) for path, found in document["paths"].items() for method in found]
 
 
+@pytest.mark.security(22)
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize(("method", "path"), operations())
 def test_an_operation_answers_as_it_is_documented(

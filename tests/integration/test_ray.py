@@ -181,6 +181,7 @@ def attempts(events: list[dict[str, Any]]) -> list[list[int]]:
     return found
 
 
+@pytest.mark.fault(1)
 def test_the_worker_was_killed_once_and_its_successor_went_on_from_a_checkpoint(on_ray: OnRay) -> None:
     events = events_of(on_ray.job)
     kinds = [event["event"] for event in events]
@@ -198,6 +199,7 @@ def test_the_worker_was_killed_once_and_its_successor_went_on_from_a_checkpoint(
     assert record.attempts == 1  # Ray replaced the worker: the job itself never stopped
 
 
+@pytest.mark.fault(1)
 def test_the_weights_are_bit_for_bit_those_of_an_undisturbed_run_in_this_process(on_ray: OnRay, tmp_path: Path) -> None:
     local, events = undisturbed(on_ray.job, tmp_path)
 
@@ -208,6 +210,7 @@ def test_the_weights_are_bit_for_bit_those_of_an_undisturbed_run_in_this_process
     assert len(told) >= STEPS - CHECKPOINT
 
 
+@pytest.mark.fault(1)
 def test_one_run_and_one_version_come_of_it(on_ray: OnRay) -> None:
     client = MlflowClient(on_ray.settings.tracking_uri)
     experiment = client.get_experiment_by_name(SALES)

@@ -199,6 +199,7 @@ def differing(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -
     return [name for name in found if not torch.equal(found[name], wanted[name])]
 
 
+@pytest.mark.fault(6)
 def test_a_job_that_was_cancelled_and_lost_its_head_ends_with_the_weights_of_an_undisturbed_one(
     place: Place, tmp_path: Path
 ) -> None:
@@ -245,6 +246,7 @@ def test_a_job_that_was_cancelled_and_lost_its_head_ends_with_the_weights_of_an_
     assert differing(place.weights(), undisturbed(place, tmp_path / "undisturbed")) == []
 
 
+@pytest.mark.fault(6)
 def test_a_job_whose_head_dies_twice_fails_and_can_be_interrupted_killed_and_resumed_to_its_end(
     place: Place, tmp_path: Path
 ) -> None:

@@ -184,6 +184,7 @@ def test_a_job_whose_server_is_away_from_the_start_is_told_whole_afterwards(tmp_
     assert RunLog(folder_of(settings, job), settings).run_id == run.info.run_id
 
 
+@pytest.mark.fault(5)
 def test_a_server_killed_in_the_middle_gets_everything_once_in_one_run(tmp_path: Path, server: Server) -> None:
     server.start()
     settings = Settings(home=tmp_path, mlflow_tracking_uri=server.uri)

@@ -124,6 +124,7 @@ def test_an_upload_becomes_a_dataset_that_a_job_is_accepted_for(place: Place) ->
     assert place.launched == [record.id]
 
 
+@pytest.mark.security(19)
 def test_what_is_not_valid_is_told_and_nothing_is_kept(place: Place) -> None:
     wrong = leads(10).replace(b",new,", b",brand-new,").replace(b",used,", b",pre-owned,")
 
@@ -146,6 +147,7 @@ def test_what_is_not_valid_is_told_and_nothing_is_kept(place: Place) -> None:
     assert list((place.settings.home / "uploads").glob("*/*/*")) == []
 
 
+@pytest.mark.security(16, 18, 20)
 def test_18_and_20_content_of_another_kind_is_415(place: Place) -> None:
     table = pa.table({"customer_message": ["hi"]})
     parquet, arrow, archive = io.BytesIO(), io.BytesIO(), io.BytesIO()
@@ -166,6 +168,7 @@ def test_18_and_20_content_of_another_kind_is_415(place: Place) -> None:
     assert place.datasets() == []
 
 
+@pytest.mark.fault(11)
 def test_twenty_identical_uploads_at_once_make_one_dataset(place: Place) -> None:
     answers = place.run(*[sending(leads(40))] * 20)
 
@@ -219,6 +222,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.fault(4)
 def test_a_full_disk_is_507_and_the_same_request_succeeds_when_there_is_space(
     small_disk: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -265,10 +265,12 @@ def undeclared(app: FastAPI) -> list[str]:
 # declarations
 
 
+@pytest.mark.security(8)
 def test_every_route_declares_what_it_needs_or_is_public(app: FastAPI) -> None:
     assert set(undeclared(app)) == (PUBLIC_PATHS - {"/metrics"}) | DOCUMENTATION | IN_PROTOCOL
 
 
+@pytest.mark.security(8)
 def test_a_route_that_declares_nothing_is_found(app: FastAPI) -> None:
     @app.get("/api/v1/secrets")
     async def secrets() -> None: ...
@@ -276,6 +278,7 @@ def test_a_route_that_declares_nothing_is_found(app: FastAPI) -> None:
     assert "/api/v1/secrets" in undeclared(app)
 
 
+@pytest.mark.security(8, 9)
 def test_the_table_has_every_route(app: FastAPI) -> None:
     routes = {
         (method, str(context.path)) for context in iter_route_contexts(app.routes)
@@ -289,6 +292,7 @@ def test_the_table_has_every_route(app: FastAPI) -> None:
 # roles and departments
 
 
+@pytest.mark.security(9)
 @pytest.mark.parametrize("pii", [False, True])
 @pytest.mark.parametrize("role", [*ROLES, None])
 def test_every_route_answers_the_roles_of_the_table(
@@ -325,6 +329,7 @@ def test_a_refusal_says_what_is_needed(app: FastAPI, issuer: LocalIssuer) -> Non
     }  # fmt: skip
 
 
+@pytest.mark.security(9)
 @pytest.mark.parametrize("department", DEPARTMENTS)
 @pytest.mark.parametrize("role", ROLES)
 def test_models_of_other_departments_are_missing_ones(
@@ -353,6 +358,7 @@ def test_models_of_other_departments_are_missing_ones(
         assert {response.status_code for response in asked} == {200 if other in seen else 404}, other
 
 
+@pytest.mark.security(10)
 def test_a_foreign_model_answers_exactly_as_a_missing_one(app: FastAPI, issuer: LocalIssuer) -> None:
     token = issuer.issue(User("ada", "manager", frozenset(["sales"]), customer_pii=True), 1)
 
@@ -369,6 +375,7 @@ def test_a_foreign_model_answers_exactly_as_a_missing_one(app: FastAPI, issuer: 
     assert "service-advisor@1" not in call(app, "GET", "/api/v1/models/nothing", token).text
 
 
+@pytest.mark.security(9)
 @pytest.mark.parametrize("department", DEPARTMENTS)
 @pytest.mark.parametrize("role", ROLES)
 def test_deployments_of_other_departments_are_missing_ones(
@@ -412,6 +419,7 @@ def test_deployments_of_other_departments_are_missing_ones(
             assert [response.status_code for response in changed] == expected, other
 
 
+@pytest.mark.security(10)
 def test_a_foreign_deployment_answers_exactly_as_a_missing_one(
     deployed: dict[str, str], app: FastAPI, issuer: LocalIssuer, settings: Settings
 ) -> None:
@@ -448,6 +456,7 @@ def test_requests_by_a_department_count_for_all(app: FastAPI, issuer: LocalIssue
     assert model["performance"]["totalRequests"] == 1
 
 
+@pytest.mark.security(11)
 @pytest.mark.parametrize(("pii", "role"), [(True, "agent"), (False, "agent"), (True, "editor")])
 def test_personal_data_in_an_answer_is_shown_with_customer_pii_alone(
     app: FastAPI, issuer: LocalIssuer, pii: bool, role: Role
@@ -571,6 +580,7 @@ def test_an_issuer_needs_a_client(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 # limits
 
 
+@pytest.mark.security(26)
 def test_a_user_who_asks_too_often_is_told_when_to_come_back(settings: Settings, issuer: LocalIssuer) -> None:
     now = [0.0]
     access = Access(open_access(settings, []).verifier, RateLimits(3, lambda: now[0]))
@@ -617,6 +627,7 @@ def recorded(trail: AuditTrail) -> list[tuple[str, str, str, str, str]]:
     return [(entry.user, entry.role, entry.action, entry.object, entry.outcome) for entry in trail.latest(100)]
 
 
+@pytest.mark.security(13)
 def test_who_asked_a_model_or_was_refused_is_recorded_before_the_answer_leaves(
     app: FastAPI, issuer: LocalIssuer, trail: AuditTrail
 ) -> None:
@@ -683,6 +694,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(AuditTrail, "append_all", full)
 
 
+@pytest.mark.security(13)
 @pytest.mark.usefixtures("full_disk")
 def test_an_answer_that_can_not_be_recorded_does_not_leave(app: FastAPI, issuer: LocalIssuer) -> None:
     token = issuer.issue(User("ada", "admin", customer_pii=True), 1)

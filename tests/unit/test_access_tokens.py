@@ -130,6 +130,7 @@ def part(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
 
 
+@pytest.mark.security(5)
 def test_a_cognito_access_token_is_a_user_with_the_role_and_departments_of_its_groups(
     verifier: TokenVerifier, server: JwksServer
 ) -> None:
@@ -148,6 +149,7 @@ def test_groups_that_name_no_one_role_give_none(verifier: TokenVerifier, server:
     assert run(verifier.user_of(signed(server.issuer, **{"cognito:groups": groups}))).role is None
 
 
+@pytest.mark.security(3, 4, 5)
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
@@ -172,6 +174,7 @@ def test_a_token_that_claims_something_else_is_refused(
     assert said in refusal(verifier, signed(server.issuer, **changed))
 
 
+@pytest.mark.security(3)
 def test_clocks_may_differ_by_the_leeway(verifier: TokenVerifier, server: JwksServer) -> None:
     now = int(time.time())
 
@@ -202,6 +205,7 @@ def forged(server: JwksServer) -> dict[str, str]:
     }  # fmt: skip
 
 
+@pytest.mark.security(1, 2)
 def test_a_token_can_not_choose_how_it_is_verified(verifier: TokenVerifier, server: JwksServer) -> None:
     for name, token in forged(server).items():
         assert "the token" in refusal(verifier, token), name
@@ -210,6 +214,7 @@ def test_a_token_can_not_choose_how_it_is_verified(verifier: TokenVerifier, serv
     assert set(server.asked) == {"/pool_1/.well-known/jwks.json"}
 
 
+@pytest.mark.security(2)
 def test_a_token_that_points_elsewhere_has_nothing_fetched(verifier: TokenVerifier, server: JwksServer) -> None:
     for header in ("jku", "x5u", "x5c", "jwk", "crit"):
         assert "the token" in refusal(verifier, signed(server.issuer, headers={header: ["http://169.254.169.254/"]}))
@@ -248,6 +253,7 @@ def test_a_new_key_is_fetched_when_a_token_names_it_and_the_old_one_goes(
     assert len(server.asked) == 2
 
 
+@pytest.mark.security(6)
 def test_made_up_key_ids_have_the_keys_fetched_once_in_an_interval(
     verifier: TokenVerifier, server: JwksServer, clock: Clock
 ) -> None:
@@ -266,6 +272,7 @@ def test_made_up_key_ids_have_the_keys_fetched_once_in_an_interval(
     assert len(server.asked) == 2
 
 
+@pytest.mark.security(6)
 def test_known_keys_are_kept_while_the_server_is_away_and_new_ones_found_when_it_is_back(
     verifier: TokenVerifier, server: JwksServer, clock: Clock
 ) -> None:

@@ -46,6 +46,8 @@ def test_a_manifest_is_read_as_it_was_written(tiny_adapter: Callable[..., Path],
     assert manifest.job_id == "job_3"
 
 
+@pytest.mark.security(29)
+@pytest.mark.fault(7)
 def test_one_flipped_bit_is_refused(tiny_adapter: Callable[..., Path]) -> None:
     weights = tiny_adapter("automotive-sales") / adapter.WEIGHTS
     content = bytearray(weights.read_bytes())

@@ -23,6 +23,7 @@ INSIDE = [
 OUTSIDE = ["8.8.8.8", "172.32.0.1", "100.128.0.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
 
 
+@pytest.mark.security(23)
 @pytest.mark.parametrize("text", NEVER)
 def test_metadata_link_local_and_reserved_addresses_are_never_called(text: str) -> None:
     address = ipaddress.ip_address(text)
@@ -48,6 +49,7 @@ def test_public_addresses_may_be_called(text: str) -> None:
     assert not addresses.is_inside(address)
 
 
+@pytest.mark.security(23)
 @pytest.mark.parametrize(
     ("host", "address"),
     [

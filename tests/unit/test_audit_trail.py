@@ -59,6 +59,7 @@ def test_an_empty_trail_is_whole(opened: Store) -> None:
     assert AuditTrail(opened).verify() == audit_trail.Verification(0, START)
 
 
+@pytest.mark.security(14)
 def test_many_writers_make_one_chain(store_url: str) -> None:
     trails = [AuditTrail(Store(store_url)) for _ in range(3)]
 
@@ -84,6 +85,7 @@ def test_a_trail_that_grows_while_it_is_read_is_whole(trail: AuditTrail, monkeyp
     assert len(trail.latest(9)) == 6
 
 
+@pytest.mark.security(14)
 @pytest.mark.parametrize("column", ["at", "user", "role", "action", "object", "outcome", "hash"])
 def test_a_changed_entry_is_named(trail: AuditTrail, opened: Store, column: str) -> None:
     change(opened, update(AUDIT).where(AUDIT.c.id == 3).values({column: "other"}))
@@ -91,6 +93,7 @@ def test_a_changed_entry_is_named(trail: AuditTrail, opened: Store, column: str)
     assert trail.verify().broken == "entry 3 is not what was written, or not where it was"
 
 
+@pytest.mark.security(14)
 def test_an_entry_that_is_made_to_fit_breaks_the_next_one(trail: AuditTrail, opened: Store) -> None:
     before, changed = trail.latest(4)[0], trail.latest(3)[0]
     forged = audit_trail.AuditEntry(**(changed.to_wire() | {"user": "eve"}))
@@ -99,6 +102,7 @@ def test_an_entry_that_is_made_to_fit_breaks_the_next_one(trail: AuditTrail, ope
     assert trail.verify().broken == "entry 4 is not what was written, or not where it was"
 
 
+@pytest.mark.security(14)
 @pytest.mark.parametrize(
     ("removed", "said"),
     [
@@ -115,6 +119,7 @@ def test_a_removed_entry_is_named(trail: AuditTrail, opened: Store, removed: lis
     assert trail.verify().broken == said
 
 
+@pytest.mark.security(14)
 def test_entries_that_changed_places_are_named(trail: AuditTrail, opened: Store) -> None:
     for old, new in ((2, 99), (3, 2), (99, 3)):
         change(opened, update(AUDIT).where(AUDIT.c.id == old).values(id=new))
@@ -122,6 +127,7 @@ def test_entries_that_changed_places_are_named(trail: AuditTrail, opened: Store)
     assert trail.verify().broken == "entry 2 is not what was written, or not where it was"
 
 
+@pytest.mark.security(14)
 @pytest.mark.parametrize(
     ("number", "said"), [(0, "entry 0 was added"), (6, "entry 6 is not what was written, or not where it was")]
 )
@@ -131,6 +137,7 @@ def test_an_added_entry_is_named(trail: AuditTrail, opened: Store, number: int, 
     assert trail.verify().broken == said
 
 
+@pytest.mark.security(14)
 def test_what_is_written_after_a_removal_does_not_heal_it(trail: AuditTrail, opened: Store) -> None:
     change(opened, delete(AUDIT).where(AUDIT.c.id == 5))
     trail.append(ADA, "deploy_model", "automotive-sales@6", "202")

@@ -57,6 +57,7 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
         base_model.locate(str(tmp_path / "nowhere"), tmp_path)
 
 
+@pytest.mark.security(20)
 def test_pickled_weights_are_not_loaded(copy: Path, tmp_path: Path) -> None:
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
 

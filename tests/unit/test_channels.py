@@ -40,6 +40,7 @@ def is_readable(channel: str, user: User) -> bool:
     return True
 
 
+@pytest.mark.security(9)
 @pytest.mark.parametrize("role", [*ROLES, None])
 def test_channels_are_there_for_the_roles_of_the_table(role: Role | None) -> None:
     user = User("ada", role, frozenset(["sales"]))
@@ -48,10 +49,12 @@ def test_channels_are_there_for_the_roles_of_the_table(role: Role | None) -> Non
     assert {channel for channel in every if is_readable(channel, user)} == TABLE[role]
 
 
+@pytest.mark.security(8)
 def test_the_table_has_every_kind() -> None:
     assert {channels.parse(channel).kind for channel in (*TABLE["admin"], SYSTEM)} == set(channels.KINDS)
 
 
+@pytest.mark.security(10)
 def test_a_foreign_channel_answers_as_a_missing_one() -> None:
     user = User("ada", "manager", frozenset(["sales"]))
 

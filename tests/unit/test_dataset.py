@@ -50,6 +50,7 @@ def message(row: DatasetRow) -> str:
     return str(row.values["customer_message"])
 
 
+@pytest.mark.security(25)
 def test_personal_data_is_replaced_before_anything_is_stored(tmp_path: Path) -> None:
     rows = leads(12)
     rows[3]["customer_message"] += " call (555) 867-5309 or mail jane.doe@example.com"

@@ -58,6 +58,7 @@ def alone(decoder: Decoder) -> dict[str, Generated]:
     return {name: decoder.generate([ask(decoder, task, "a red van")])[0] for name, task in TASKS.items()}
 
 
+@pytest.mark.security(24)
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS.keys())
 def test_even_a_random_model_answers_every_task_within_its_schema(task: Task, alone: dict[str, Generated]) -> None:
     labels = answers.parse(task, alone[task.name].text)

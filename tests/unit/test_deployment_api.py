@@ -269,6 +269,8 @@ def test_a_customer_stays_with_its_model_while_weights_are_the_same(world: World
     world.run(use)
 
 
+@pytest.mark.security(29)
+@pytest.mark.fault(7)
 def test_an_adapter_with_other_bytes_than_recorded_never_loads_and_the_champion_serves_on(world: World) -> None:
     folder = world.registry.version(SALES, 2).folder
     (folder / adapter.WEIGHTS).write_bytes(b"others")
@@ -692,6 +694,8 @@ def test_the_same_deployment_twice_is_409_and_unknown_ones_are_404(world: World)
 # the limit
 
 
+@pytest.mark.security(26)
+@pytest.mark.fault(10)
 def test_a_flood_never_gets_past_the_limit_and_the_rest_is_429_with_retry_after(world: World) -> None:
     limit, count = 3, 40
 
@@ -779,6 +783,7 @@ def test_a_model_stays_loaded_while_another_deployment_of_it_or_its_champion_nee
 # failure
 
 
+@pytest.mark.fault(12)
 def test_a_failing_model_is_replaced_by_the_next_inside_the_deadline_and_then_left_alone(world: World) -> None:
     async def use(client: httpx.AsyncClient) -> None:
         await deploy(client, f"{SALES}@2", 1e6)
@@ -799,6 +804,7 @@ def test_a_failing_model_is_replaced_by_the_next_inside_the_deadline_and_then_le
     world.run(use)
 
 
+@pytest.mark.fault(12)
 def test_what_is_the_caller_s_own_fault_neither_falls_back_nor_counts_against_the_model(world: World) -> None:
     async def use(client: httpx.AsyncClient) -> None:
         await deploy(client, f"{SALES}@2", 1e6)
@@ -856,6 +862,7 @@ def test_a_model_type_s_name_is_routed_for_openai_s_clients_too(world: World, st
     world.run(use)
 
 
+@pytest.mark.security(28)
 def test_a_stream_that_nobody_reads_gives_its_place_back(world: World) -> None:
     async def use(client: httpx.AsyncClient) -> None:
         live = world.fleet.find(await deploy(client, SALES, 1, 1))

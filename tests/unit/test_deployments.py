@@ -96,6 +96,7 @@ def test_who_has_read_an_older_state_changes_nothing(deployments: Deployments) -
     assert deployments.get(made.id).weight == 50
 
 
+@pytest.mark.fault(11)
 def test_of_changes_that_read_the_same_state_one_wins(deployments: Deployments) -> None:
     made = make(deployments)
 

@@ -175,6 +175,7 @@ def test_model_that_was_not_trained_for_the_task_is_not_asked(engine: LocalEngin
     assert is_error(response, 422, "invalid_content")
 
 
+@pytest.mark.security(22)
 @pytest.mark.parametrize(("body", "content_type", "status", "code"), [
     (b'{"agentType":', "application/json", 400, "malformed"),
     (b"\xff\xfe", "application/json", 400, "malformed"),
@@ -190,6 +191,7 @@ def test_body_that_is_no_request_is_refused(
     assert is_error(response, status, code), response.text
 
 
+@pytest.mark.security(15)
 def test_body_without_a_declared_length_is_limited_too(app: FastAPI) -> None:
     async def chunks() -> Any:
         for _ in range(MAX_BYTES // 1024 + 2):
@@ -199,6 +201,7 @@ def test_body_without_a_declared_length_is_limited_too(app: FastAPI) -> None:
     assert is_error(response, 413, "too_large"), response.text
 
 
+@pytest.mark.security(11)
 def test_errors_never_repeat_what_the_customer_wrote(app: FastAPI) -> None:
     secret = "219-09-9999"
     bodies = [LEAD | {"variables": {"customerMessage": {"ssn": secret}}}, LEAD | {"agentType": secret}]
@@ -223,6 +226,7 @@ def test_paths_that_lead_nowhere_get_the_error_body(
     assert is_error(call(app, method, path), status, code)
 
 
+@pytest.mark.security(26)
 def test_overload_and_deadline_have_their_own_answers(
     app: FastAPI, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,6 +287,7 @@ def test_engine_that_has_crashed_is_a_503_that_says_when_to_come_back(
     assert '"type":"overloaded_error"' in last
 
 
+@pytest.mark.security(28)
 @pytest.mark.parametrize("streamed", [False, True], ids=["a whole answer", "a stream without its first piece"])
 def test_caller_that_disconnects_takes_its_request_along(
     streamed: bool, app: FastAPI, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch

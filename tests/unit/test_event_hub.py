@@ -380,6 +380,7 @@ def test_a_store_that_fails_for_a_while_costs_no_event(
     assert caplog.text.count("can't be read") == 1
 
 
+@pytest.mark.security(11)
 def test_what_errors_say_goes_out_without_personal_data(log: EventLog) -> None:
     async def test(hub: Hub) -> list[dict[str, Any]]:
         outbox = hub.join()

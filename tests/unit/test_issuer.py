@@ -63,6 +63,7 @@ def test_a_token_is_accepted_as_the_user_that_it_was_issued_for(home: Path) -> N
     assert jwt.get_unverified_header(token)["alg"] == "RS256"
 
 
+@pytest.mark.security(4)
 def test_tokens_of_another_data_folder_are_refused(home: Path, tmp_path: Path) -> None:
     LocalIssuer(home).public_keys()
 

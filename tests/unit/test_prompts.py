@@ -83,6 +83,7 @@ def test_a_prompt_holds_no_personal_data() -> None:
     assert "555-0123" not in text
 
 
+@pytest.mark.security(24)
 def test_a_customer_can_not_speak_as_the_assistant(tiny_base: Path) -> None:
     from transformers import AutoTokenizer
 

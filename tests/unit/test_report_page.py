@@ -342,6 +342,7 @@ def filled(text: str) -> Page:
     )  # fmt: skip
 
 
+@pytest.mark.security(24)
 @pytest.mark.parametrize("text", HOSTILE)
 def test_hostile_text_stays_text(text: str) -> None:
     page, plain = read(filled(text)), read(filled("plain"))

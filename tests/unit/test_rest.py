@@ -339,6 +339,7 @@ def test_what_is_refused_is_no_execution(app: FastAPI) -> None:
     assert logged(app)["data"]["logs"] == []
 
 
+@pytest.mark.security(25)
 def test_what_was_asked_and_answered_is_not_in_the_store(app: FastAPI, settings: Settings) -> None:
     call(app, "POST", PROMPTS, json=prompt("objection-handling") | {"context": {
         "dealership": "north", "department": "sales", "customerId": "c-canary-1",
@@ -487,6 +488,7 @@ def test_a_prompt_is_streamed_as_it_is_written_and_ends_with_the_whole_answer(ap
     assert (entry["requestId"], entry["status"], entry["answerTokens"]) == (whole.request_id, "success", 30)
 
 
+@pytest.mark.security(11)
 def test_a_stream_shows_no_personal_data_without_customer_pii(stub_engine: Any, settings: Settings) -> None:
     guarded = settings.model_copy(update={"require_tokens": True})
     app = create_app(stub_engine, Catalog(served()), guarded, access=open_access(guarded, ["127.0.0.1"]))

@@ -54,6 +54,7 @@ def refusals(decision: Decision) -> dict[str, tuple[str, ...]]:
 # shares
 
 
+@pytest.mark.fault(11)
 @given(WEIGHTS)
 def test_shares_sum_to_one_and_keep_the_proportions(weights: dict[str, float]) -> None:
     found = shares(weights)

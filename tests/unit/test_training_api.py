@@ -174,6 +174,7 @@ def test_a_file_that_is_not_valid_is_422_with_its_report(world: World, path: str
     assert again.status_code < 300, "a refusal is no answer to keep"
 
 
+@pytest.mark.security(17)
 @pytest.mark.parametrize(
     ("name", "label"),
     [
@@ -281,6 +282,7 @@ def test_a_body_that_is_no_form_is_refused(world: World, sent: dict[str, Any], s
     assert world.call("POST", UPLOAD, data=FIELDS, files=FILE).status_code == 201, "and its place is free again"
 
 
+@pytest.mark.security(15)
 def test_15_an_oversize_upload_is_413_declared_or_not_and_never_held(world: World) -> None:
     largest = 2**20 + MAX_BYTES
     declared = world.call(
@@ -406,6 +408,7 @@ def test_only_so_many_run_and_wait(tmp_path: Path) -> None:
     assert world.left() == []
 
 
+@pytest.mark.security(28)
 def test_28_a_caller_who_goes_away_ends_what_works_for_him_alone(world: World) -> None:
     async def talk(client: httpx.AsyncClient) -> int:
         world.pipelines.held = asyncio.Event()
@@ -585,6 +588,7 @@ def test_a_job_that_runs_is_asked_to_end(world: World) -> None:
 # who may
 
 
+@pytest.mark.security(10)
 def test_other_departments_are_none_of_the_callers(tmp_path: Path) -> None:
     world = World(tmp_path / "home", require_tokens=True)
     manager = User("mo", "manager", frozenset(["service"]))

@@ -293,6 +293,7 @@ def test_an_upstream_that_can_t_be_opened_is_left_out_with_its_reason(
 # Addresses
 
 
+@pytest.mark.security(23)
 def test_the_address_that_was_checked_is_the_one_that_is_called() -> None:
     with serving(answering(*WHOLE)) as server:
         # This name is nowhere to be resolved but by our resolver: whoever asked again would find nothing.
@@ -302,6 +303,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_called() -> None:
     assert server.asked[0]["headers"]["Host"] == f"nowhere.invalid:{server.port}"
 
 
+@pytest.mark.security(23)
 def test_a_name_that_answers_differently_later_is_refused_from_then_on(caplog: pytest.LogCaptureFixture) -> None:
     with serving(answering(*WHOLE)) as server:
         settings = server.settings(url=f"http://rebinding.invalid:{server.port}/v1")
@@ -345,6 +347,7 @@ def test_the_next_address_is_called_where_one_does_not_answer() -> None:
         assert submit(settings, resolve=names(["127.0.0.2", "127.0.0.1"])).text == "Hello"
 
 
+@pytest.mark.security(23)
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(status: int) -> None:
     with serving(answering(*WHOLE)) as elsewhere:
