@@ -13,6 +13,7 @@ from serving.registry import Version
 
 FRESH_SECONDS = 10.0
 WAIT_SECONDS = 1.0  # for a registry that may be far away, before what was known is good enough
+FIRST_WAIT_SECONDS = 10.0  # before nothing is: who has just trained a first model would be told that there is none
 
 Read = Callable[[], Sequence[Version] | None]  # `serving.registry.versions`; None where it can't be read
 
@@ -32,7 +33,7 @@ class Archive:
             self._reading = asyncio.create_task(self._refresh())
         if self._reading is not None:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(WAIT_SECONDS):
+                async with asyncio.timeout(WAIT_SECONDS if self._known else FIRST_WAIT_SECONDS):
                     await asyncio.shield(self._reading)
         return [version for version in self._known if user.sees(DEPARTMENT_OF[version.model_type])]
 

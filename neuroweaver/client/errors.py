@@ -14,7 +14,7 @@ from neuroweaver.client.retries import retry_after
 from neuroweaver.errors import NeuroWeaverError
 from neuroweaver.report import ValidationReport
 
-_REQUEST_IDS = ("x-request-id", "x-bentoml-request-id")  # ours, and that of the server around it
+_REQUEST_ID = "x-request-id"
 _SHOWN = 200  # characters of an answer that is none of the API's
 
 
@@ -119,7 +119,7 @@ def error_of(status: int | None, headers: Mapping[str, str], body: str | bytes) 
         code=str(said.get("code", f"http_{status}")),
         message=str(said.get("message", "no answer of the API")),
         errors=tuple(map(str, said.get("errors") or ())) or (() if said else (shown[:_SHOWN],)),
-        request_id=next((headers[name] for name in _REQUEST_IDS if name in headers), None),
+        request_id=headers.get(_REQUEST_ID),
         retry_after_seconds=retry_after(headers),
         report=_report(said.get("data")),
     )

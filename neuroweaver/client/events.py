@@ -18,6 +18,7 @@ from neuroweaver.events import Event
 
 CONNECT_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
+ANSWER_SECONDS = 30.0
 GAP = "gap"
 _LATER = (429, 500, 502, 503, 504)  # refusals of a socket that may pass
 
@@ -46,6 +47,20 @@ class EventStream:
     def cursors(self) -> dict[str, int]:
         """The number of the last event of each channel that was had, to go on after it another time."""
         return {channel: after for channel, after in self._cursors.items() if after is not None}
+
+    def begin(self) -> Self:
+        """Ask where the channels are now: all that happens afterwards comes, however much later it is iterated over.
+
+        Raises what iterating raises, but does not wait for a service that is away.
+        """
+        try:
+            with self._open() as socket:
+                self._subscribe(socket)
+                while None in self._cursors.values():
+                    self._is_reply(json.loads(socket.recv(ANSWER_SECONDS)))
+        except (ConnectionClosed, InvalidHandshake, OSError) as error:
+            raise UnreachableError(f"no events from {self._address}: {error or type(error).__name__}") from None
+        return self
 
     def close(self) -> None:
         """From any thread."""
@@ -101,24 +116,30 @@ class EventStream:
             raise error from None
 
     def _events(self, socket: ClientConnection) -> Iterator[Event | None]:
-        """None where the service has said that it listens, and began to watch a channel."""
+        """None where the service has begun to watch a channel."""
+        self._subscribe(socket)
+        for text in socket:
+            message: dict[str, Any] = json.loads(text)
+            if self._is_reply(message):
+                yield None
+            elif "id" in message:
+                event = Event.from_wire(message)
+                if event.type == GAP or event.id > (self._cursors[event.channel] or 0):
+                    self._cursors[event.channel] = event.id
+                    yield event
+
+    def _subscribe(self, socket: ClientConnection) -> None:
         for channel, after in self._cursors.items():
             request = {"type": "subscribe", "channel": channel}
             socket.send(json.dumps(request if after is None else {**request, "after": after}))
-        for text in socket:
-            message: dict[str, Any] = json.loads(text)
-            match message["type"]:
-                case "error":
-                    raise raised_as(Refusal(None, message["code"], message["code"], (message["message"],)))
-                case "subscribed":
-                    if self._cursors[message["channel"]] is None:
-                        self._cursors[message["channel"]] = message["after"]
-                    yield None
-                case kind if "id" in message:
-                    event = Event.from_wire(message)
-                    if kind == GAP or event.id > (self._cursors[event.channel] or 0):
-                        self._cursors[event.channel] = event.id
-                        yield event
+
+    def _is_reply(self, message: Mapping[str, Any]) -> bool:
+        """Whether it says that a channel is watched; from where, is noted. Raises ApiError where it is refused."""
+        if message["type"] == "error":
+            raise raised_as(Refusal(None, message["code"], message["code"], (message["message"],)))
+        if message["type"] == "subscribed" and self._cursors[message["channel"]] is None:
+            self._cursors[message["channel"]] = message["after"]
+        return message["type"] == "subscribed"
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -20,7 +20,7 @@ S = TypeVar("S", bound=BaseModel)
 
 PREFIX = "/api/v1"
 PAGE = 100  # items, as many as the service gives at once
-POLL_SECONDS = 0.5
+POLL_SECONDS = 1.0
 
 
 class Rest:

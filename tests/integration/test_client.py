@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import csv
 import json
 import re
-import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import count, islice
 from pathlib import Path
@@ -18,7 +16,6 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from websockets.sync.server import ServerConnection, serve
 
 from neuroweaver.client import Client, EventStream, Retries
@@ -32,20 +29,15 @@ from neuroweaver.client.errors import (
     UnreachableError,
 )
 from neuroweaver.contracts import AIResponse, PromptSubmissionRequest
-from neuroweaver.events import Draft, Event, EventLog
+from neuroweaver.events import Event
 from neuroweaver.executions import ExecutionStatus
 from neuroweaver.issuer import LocalIssuer
 from neuroweaver.jobs import JobState
 from neuroweaver.settings import Settings
 from neuroweaver.shapes.routing import AutoSelection, ModelSelection
 from neuroweaver.shapes.training import TrainingStartRequest, UploadFields
-from neuroweaver.store import open_store
 from neuroweaver.tasks import LEAD_QUALIFICATION
 from neuroweaver.users import User
-from serving.app import create_app
-from serving.auth.access import open_access
-from serving.catalog import Catalog, ServedModel
-from serving.training import Training
 
 SALES, ELSEWHERE = "automotive-sales", "elsewhere"
 CHANNEL, OTHER = f"training:{SALES}", f"deployment:{ELSEWHERE}"
@@ -66,41 +58,9 @@ FIELDS = UploadFields.model_validate(
 )  # fmt: skip
 
 
-class Server:
-    """The service of `settings`, its engine a stub, behind uvicorn in a thread of its own."""
-
-    def __init__(self, engine: Any, settings: Settings, port: int = 0) -> None:
-        catalog = Catalog([ServedModel(ELSEWHERE, SALES, None, (LEAD_QUALIFICATION.name,), 0.9)])
-        store = open_store(settings)
-        self.log, self.launched = EventLog(store), list[str]()
-        training = Training(store, settings, launch=self.launched.append)
-        access = open_access(settings, ["127.0.0.1"])
-        self.app = create_app(engine, catalog, settings, access=access, training=training)
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(("127.0.0.1", port))
-        self.port = self._socket.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._uvicorn = uvicorn.Server(uvicorn.Config(self.app, log_config=None))
-        self._thread = threading.Thread(target=self._run)
-        self._thread.start()
-        while not self._uvicorn.started:
-            assert self._thread.is_alive()
-            time.sleep(0.01)
-
-    def _run(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._loop.run_until_complete(self._uvicorn.serve([self._socket]))
-        self._loop.close()
-
-    def stop(self) -> None:
-        if self._thread.is_alive():
-            asyncio.run_coroutine_threadsafe(self.app.state.events.stop(), self._loop).result(30)
-            self._uvicorn.should_exit = True
-            self._thread.join(60)
-
-    def write(self, count: int, channel: str = CHANNEL) -> list[int]:
-        return [event.id for event in self.log.append_all([Draft(channel, "training.progress", SALES, {})] * count)]
+@pytest.fixture
+def start(run_server: Callable[..., Any], settings: Settings) -> Callable[[int], Any]:
+    return lambda port=0: run_server(settings, port)
 
 
 @pytest.fixture
@@ -111,20 +71,7 @@ def settings(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def start(settings: Settings, stub_engine: Any) -> Iterator[Callable[..., Server]]:
-    started: list[Server] = []
-
-    def run(port: int = 0) -> Server:
-        started.append(Server(stub_engine, settings, port))
-        return started[-1]
-
-    yield run
-    for server in started:
-        server.stop()
-
-
-@pytest.fixture
-def server(start: Callable[..., Server]) -> Server:
+def server(start: Callable[..., Any]) -> Any:
     return start()
 
 
@@ -166,7 +113,7 @@ def operation(request: httpx.Request) -> tuple[str, str]:
 
 
 def test_every_route_of_the_api_has_a_method_that_reads_what_it_answers(
-    server: Server, token: str, tmp_path: Path
+    server: Any, token: str, tmp_path: Path
 ) -> None:
     recorder = Recorder()
     with Client(server.url, token=lambda: token, transport=recorder) as client:
@@ -234,7 +181,7 @@ def test_every_route_of_the_api_has_a_method_that_reads_what_it_answers(
         assert {name.lower() for name in request.headers} & {"if-match", "idempotency-key", "x-workflow-id"} <= named
 
 
-def test_errors_of_the_service_are_raised_as_their_kinds(server: Server, token: str, settings: Settings) -> None:
+def test_errors_of_the_service_are_raised_as_their_kinds(server: Any, token: str, settings: Settings) -> None:
     agent = LocalIssuer(settings.home).issue(User("bo", "agent", frozenset(["parts"])), 1)
     with Client(server.url, token=token) as admin, Client(server.url, token=agent) as other:
         for name in ("nothing@1", "a/../b", "ünknown?x=1#"):
@@ -251,23 +198,20 @@ def test_errors_of_the_service_are_raised_as_their_kinds(server: Server, token: 
 
 
 def test_a_limit_is_waited_for_as_long_as_the_service_says(
-    start: Callable[..., Server], settings: Settings, stub_engine: Any, token: str
+    run_server: Callable[..., Any], settings: Settings, token: str
 ) -> None:
-    server = Server(stub_engine, settings.model_copy(update={"requests_per_minute": 60}))  # one a second
-    try:
-        with Client(server.url, token=token) as patient:
-            begun = time.monotonic()
-            for _ in range(62):
-                patient.model(ELSEWHERE)
-            assert time.monotonic() - begun > 1
-        with Client(server.url, token=token, retries=Retries(attempts=1)) as hasty, pytest.raises(BusyError) as refused:
-            deque((hasty.model(ELSEWHERE) for _ in range(5)), maxlen=0)
-        assert (refused.value.status, refused.value.code) == (429, "limit_reached")
-    finally:
-        server.stop()
+    server = run_server(settings.model_copy(update={"requests_per_minute": 60}))  # one a second
+    with Client(server.url, token=token) as patient:
+        begun = time.monotonic()
+        for _ in range(62):
+            patient.model(ELSEWHERE)
+        assert time.monotonic() - begun > 1
+    with Client(server.url, token=token, retries=Retries(attempts=1)) as hasty, pytest.raises(BusyError) as refused:
+        deque((hasty.model(ELSEWHERE) for _ in range(5)), maxlen=0)
+    assert (refused.value.status, refused.value.code) == (429, "limit_reached")
 
 
-def test_a_service_that_is_started_again_is_waited_for(start: Callable[..., Server], token: str) -> None:
+def test_a_service_that_is_started_again_is_waited_for(start: Callable[..., Any], token: str) -> None:
     first = start()
     with Client(first.url, token=token, retries=Retries(attempts=100, longest_pause_seconds=0.5)) as client:
         client.model(ELSEWHERE)
@@ -321,21 +265,15 @@ def until(condition: Callable[[], Any], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
-def cut(server: Server) -> None:
-    """The sockets of the service, without a word."""
-    for connection in tuple(server._uvicorn.server_state.connections):
-        server._loop.call_soon_threadsafe(connection.transport.abort)
-
-
 def test_events_go_on_where_they_stopped_when_sockets_are_cut_and_the_service_is_started_again(
-    start: Callable[..., Server], token: str
+    start: Callable[..., Any], token: str
 ) -> None:
     server = start()
     with Client(server.url, token=token, retries=QUICK) as client, Reader(client.events(CHANNEL, after=0)) as reader:
         written = server.write(3)
         until(lambda: reader.ids() == written)
         for _ in range(3):
-            cut(server)
+            server.cut()
             written += server.write(120)
             reader.wait_for(len(written))
         server.stop()
@@ -353,7 +291,7 @@ def test_events_go_on_where_they_stopped_when_sockets_are_cut_and_the_service_is
 
 
 def test_what_happens_before_the_first_event_arrives_is_not_lost_with_the_socket(
-    start: Callable[..., Server], token: str
+    start: Callable[..., Any], token: str
 ) -> None:
     server = start()
     server.write(5)
@@ -366,7 +304,7 @@ def test_what_happens_before_the_first_event_arrives_is_not_lost_with_the_socket
         assert reader.ids() == written
 
 
-def test_a_deployment_is_watched_beside_another_channel(server: Server, token: str) -> None:
+def test_a_deployment_is_watched_beside_another_channel(server: Any, token: str) -> None:
     with Client(server.url, token=token) as client, client.events(CHANNEL, OTHER, after=0) as events:
         (written,) = server.write(1)
         deployment = client.deploy(ELSEWHERE, weight=10, max_concurrency=2).deployment_id
@@ -382,7 +320,19 @@ def test_a_deployment_is_watched_beside_another_channel(server: Server, token: s
     assert told[-1].data["healthMetrics"] == {"responseTime": 0, "errorRate": 0, "throughput": 0}
 
 
-def test_what_can_not_be_had_any_more_is_a_gap_and_what_follows_comes(server: Server, token: str) -> None:
+def test_a_stream_that_has_begun_has_what_happens_before_it_is_read(server: Any, token: str) -> None:
+    server.write(3)
+    with Client(server.url, token=token) as client:
+        stream = client.events(CHANNEL, OTHER).begin()
+        written = server.write(2)
+        assert [event.id for event in islice(stream, 2)] == written
+        with pytest.raises(NotFoundError):
+            client.events("deployment:nothing").begin()
+    with pytest.raises(UnreachableError, match=r"ws://127.0.0.1:9/ws"):
+        Client("http://127.0.0.1:9").events(CHANNEL).begin()
+
+
+def test_what_can_not_be_had_any_more_is_a_gap_and_what_follows_comes(server: Any, token: str) -> None:
     server.write(3)
     server.log.prune(datetime.now(UTC) + timedelta(hours=1))
     kept = server.write(2)
@@ -394,7 +344,7 @@ def test_what_can_not_be_had_any_more_is_a_gap_and_what_follows_comes(server: Se
     assert [event.id for event in found[1:]] == kept
 
 
-def test_a_number_of_another_store_is_a_gap_too_and_events_follow(server: Server, token: str) -> None:
+def test_a_number_of_another_store_is_a_gap_too_and_events_follow(server: Any, token: str) -> None:
     with (
         Client(server.url, token=token) as client,
         Reader(client.events(CHANNEL, after=1_000_000)) as reader,
@@ -408,7 +358,7 @@ def test_a_number_of_another_store_is_a_gap_too_and_events_follow(server: Server
 
 
 def test_a_channel_that_is_not_there_and_a_token_that_is_none_are_said_and_not_asked_for_again(
-    server: Server, token: str
+    server: Any, token: str
 ) -> None:
     with Client(server.url, token=token) as client, pytest.raises(NotFoundError, match="deployment:nothing"):
         next(iter(client.events("deployment:nothing")))
@@ -418,7 +368,7 @@ def test_a_channel_that_is_not_there_and_a_token_that_is_none_are_said_and_not_a
         next(iter(client.events(CHANNEL)))
 
 
-def test_a_service_that_stays_away_is_given_up(server: Server, token: str) -> None:
+def test_a_service_that_stays_away_is_given_up(server: Any, token: str) -> None:
     with Client(server.url, token=token, retries=QUICK) as client:
         stream = client.events(CHANNEL, patience_seconds=1)
         with Reader(stream) as reader:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,7 +13,9 @@ import pytest
 from nbclient import NotebookClient
 from traitlets.config import Config
 
+from neuroweaver.issuer import LocalIssuer
 from neuroweaver.settings import Settings
+from neuroweaver.users import User
 from pipelines.tracking import Tracker
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +84,26 @@ def test_a_data_folder_without_runs_is_told_how_to_make_some(tmp_path: Path, mon
 
     assert "There are no two finished runs of one model type yet (0 in all)" in str(outputs)
     assert not any("image/png" in data for data in outputs)
+
+
+def test_a_model_is_deployed_asked_and_watched(
+    run_server: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(home=tmp_path / "home", require_tokens=True, health_interval_seconds=0.2)
+    monkeypatch.setenv("NEUROWEAVER_URL", run_server(settings).url)
+    manager = User("ada", "manager", frozenset(["sales"]))
+    monkeypatch.setenv("NEUROWEAVER_TOKEN", LocalIssuer(settings.home).issue(manager, 1))
+
+    outputs = executed(ROOT / "notebooks" / "03-serve-and-watch.ipynb", settings.home, monkeypatch)
+
+    models, deployment, answer, candidates, told, ends = (data["text/plain"] for data in outputs)
+    assert "elsewhere" in models
+    assert "ACTIVE" in deployment
+    assert "truck" in answer
+    assert "50.0" in candidates
+    for event in ("deployment.started", "deployment.completed", "deployment.health_check", "healthMetrics.throughput"):
+        assert event in told
+    assert ast.literal_eval(ends) == ["draining", "stopped"]
 
 
 def test_fine_tuning_by_hand_lowers_the_loss_and_answers(

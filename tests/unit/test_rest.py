@@ -225,10 +225,15 @@ def test_a_registry_that_is_away_or_slow_does_not_hold_models_back(
     assert asyncio.run(use()) == [["automotive-sales@2"]] * 3
 
     async def slow() -> tuple[list[Version], float]:
-        archive = Archive(lambda: time.sleep(0.5) or [])  # type: ignore[func-returns-value]
+        archive = Archive(lambda: time.sleep(0.5) or [Version("automotive-sales", 2, {})])  # type: ignore[func-returns-value]
         begun = time.monotonic()
         return await archive.versions(LOCAL_USER), time.monotonic() - begun
 
+    versions, seconds = asyncio.run(slow())
+    assert [each.name for each in versions] == ["automotive-sales@2"], "nothing was known: that is waited for"
+    assert seconds >= 0.5
+
+    monkeypatch.setattr(archives, "FIRST_WAIT_SECONDS", 0.05)
     versions, seconds = asyncio.run(slow())
     assert versions == []
     assert seconds < 0.45
