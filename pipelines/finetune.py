@@ -2,7 +2,7 @@
 
 `finetune` is a generator: it yields what happens (a step was made, the validation loss was measured, a
 checkpoint lies on disk) and whoever runs it decides what to do with that. The last event is `Finished`, or `Stopped`.
-`notebooks/02-fine-tuning-by-hand.ipynb` is the same in thirty lines, without what makes it fast and resumable.
+`notebooks/03-fine-tuning-by-hand.ipynb` is the same in thirty lines, without what makes it fast and resumable.
 """
 
 from __future__ import annotations

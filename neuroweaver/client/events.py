@@ -139,7 +139,7 @@ class EventStream:
             raise raised_as(Refusal(None, message["code"], message["code"], (message["message"],)))
         if message["type"] == "subscribed" and self._cursors[message["channel"]] is None:
             self._cursors[message["channel"]] = message["after"]
-        return message["type"] == "subscribed"
+        return bool(message["type"] == "subscribed")
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds

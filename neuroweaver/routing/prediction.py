@@ -49,7 +49,7 @@ class _Line:
         mean, least = sum(values) / len(values), min(values)
         if self._spread == 0 or least == max(values):
             return mean
-        slope = sum(map(mul, self._away, values)) / self._spread
+        slope: float = sum(map(mul, self._away, values)) / self._spread
         return max(mean + max(slope, 0.0) * (length - self._middle), least)
 
 

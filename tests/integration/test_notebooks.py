@@ -94,7 +94,7 @@ def test_a_model_is_deployed_asked_and_watched(
     manager = User("ada", "manager", frozenset(["sales"]))
     monkeypatch.setenv("NEUROWEAVER_TOKEN", LocalIssuer(settings.home).issue(manager, 1))
 
-    outputs = executed(ROOT / "notebooks" / "03-serve-and-watch.ipynb", settings.home, monkeypatch)
+    outputs = executed(ROOT / "notebooks" / "02-serve-and-watch.ipynb", settings.home, monkeypatch)
 
     models, deployment, answer, candidates, told, ends = (data["text/plain"] for data in outputs)
     assert "elsewhere" in models
@@ -111,7 +111,7 @@ def test_fine_tuning_by_hand_lowers_the_loss_and_answers(
 ) -> None:
     monkeypatch.setenv("NOTEBOOK_BASE_MODEL", str(tiny_base))
 
-    outputs = executed(ROOT / "notebooks" / "02-fine-tuning-by-hand.ipynb", tmp_path, monkeypatch)
+    outputs = executed(ROOT / "notebooks" / "03-fine-tuning-by-hand.ipynb", tmp_path, monkeypatch)
 
     losses, answer = (ast.literal_eval(data["text/plain"]) for data in outputs)
     assert len(losses) == 4
