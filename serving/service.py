@@ -172,10 +172,17 @@ class NeuroWeaver:
 
     def __metrics__(self, text: str) -> str:
         """BentoML's metrics, the engine's, and, once the models are there, the router's and those of shadow traffic."""
-        if self._engine is None:
+        try:
+            return text + self._own_metrics()
+        except Exception:  # BentoML would never answer, and wait for that for ever when it is told to stop
+            _log.exception("the service's own metrics can't be told")
             return text
+
+    def _own_metrics(self) -> str:
+        if self._engine is None:
+            return ""
         more = [each.render() for each in (self._routing, self._shadows) if each is not None]
-        return text + render(self._engine.stats()) + self._timings.render() + "".join(more)
+        return render(self._engine.stats()) + self._timings.render() + "".join(more)
 
     async def _close_sockets(self) -> None:
         """While they can still be told why: uvicorn would only say that it restarts."""

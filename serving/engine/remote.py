@@ -209,5 +209,6 @@ def _stats_of(connection: Connection) -> EngineStats:
 
 
 def _no_stats() -> EngineStats:
-    counts: dict[str, Any] = {field.name: 0 for field in dataclasses.fields(EngineStats)}
+    needed = [field.name for field in dataclasses.fields(EngineStats) if field.default is dataclasses.MISSING]
+    counts: dict[str, Any] = dict.fromkeys(needed, 0)
     return EngineStats(**counts | {"alive": False})

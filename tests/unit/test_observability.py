@@ -9,7 +9,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.engine.protocol import EngineAnswer, EngineRequest, EngineStats, Message
-from serving.metrics import Timings, render
+from serving.engine.remote import RemoteEngine
+from serving.metrics import Histogram, Timings, render
 from serving.tracing import Spans
 
 REQUEST = EngineRequest((Message("user", "my name is Ada Canary"),), "parts-specialist@3", 30, max_tokens=64)
@@ -61,6 +62,40 @@ def test_the_histogram_of_batch_sizes_counts_every_step_once() -> None:
     }  # fmt: skip
 
 
+class Loading:
+    """A host whose engine is not there yet."""
+
+    start_seconds = 1.0
+
+    def start(self, *_: object) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def test_an_engine_that_is_being_loaded_has_metrics() -> None:
+    engine = RemoteEngine(Loading())
+    try:
+        found = {family.name: family for family in text_string_to_metric_families(render(engine.stats()))}
+    finally:
+        engine.close()
+
+    assert [sample.value for sample in found["neuroweaver_engine_running"].samples] == [0]
+    assert {sample.value for sample in found["neuroweaver_engine_batch_size"].samples} == {0}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of BentoML, as it is imported
+def test_metrics_that_can_not_be_told_leave_those_of_bentoml(caplog: pytest.LogCaptureFixture) -> None:
+    from serving.service import NeuroWeaver
+
+    service = object.__new__(NeuroWeaver.inner)
+    service._engine = None
+    assert service.__metrics__("theirs 1\n") == "theirs 1\n"
+    service._engine = object()
+
+    assert service.__metrics__("theirs 1\n") == "theirs 1\n"
+    assert [record.message for record in caplog.records] == ["the service's own metrics can't be told"]
+
+
 def test_timings_are_of_the_queue_the_first_token_and_each_one_after_it() -> None:
     timings = Timings()
 
@@ -76,6 +111,20 @@ def test_timings_are_of_the_queue_the_first_token_and_each_one_after_it() -> Non
     assert sums["neuroweaver_engine_time_to_first_token_seconds_sum"] == 0.75
     assert sums["neuroweaver_engine_time_per_output_token_seconds_sum"] == 1.5 / 20
     assert sums["neuroweaver_engine_prompt_tokens_sum"] == 40
+
+
+def test_a_histogram_counts_by_upper_bounds_that_belong_to_it() -> None:
+    histogram = Histogram("x", "A test.", (0.5, 2))
+    for value in (0.1, 0.5, 0.6, 2.0, 7.0):
+        histogram.observe(value)
+
+    samples = {(sample.name, sample.labels.get("le")): sample.value for sample in histogram.read().samples}
+
+    bucket = "neuroweaver_engine_x_bucket"
+    assert samples == {
+        (bucket, "0.5"): 2, (bucket, "2.0"): 4, (bucket, "+Inf"): 5,
+        ("neuroweaver_engine_x_count", None): 5, ("neuroweaver_engine_x_sum", None): 10.2,
+    }  # fmt: skip
 
 
 def seconds(span: ReadableSpan) -> float:
