@@ -1,4 +1,4 @@
-"""The bento: built, and served from an empty folder by a Python that does not know this repository."""
+"""The bento: built, and served from an empty folder by a Python that does not know this repository; its dashboard."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import subprocess
 import sysconfig
 import time
 import venv
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SQLAlchemy's, about MLflow
 
 ROOT = Path(__file__).parents[2]
+DASHBOARD = ROOT / "configs" / "grafana" / "neuroweaver.json"
 STARTUP_SECONDS = 120
 SALES = "automotive-sales@1"
 LEAD: dict[str, Any] = {
@@ -139,23 +142,25 @@ def served(
     bento: Bento, tiny_base: Path, tiny_adapters: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
     folder, home, logs = (tmp_path_factory.mktemp(name) for name in ("empty", "home", "logs"))
-    register(home, {"automotive-sales": tiny_adapters(home, "automotive-sales", 1)})
+    register(home, [tiny_adapters(home, "automotive-sales", seed) for seed in (1, 2)])
     settings = {"NEUROWEAVER_HOME": str(home), "NEUROWEAVER_BASE_MODEL": str(tiny_base), "OMP_NUM_THREADS": "1"}
     with running(bento, folder, logs / "service.log", **settings) as found:
-        found.wait_until("/readyz", 200)
+        found.wait_until("/livez", 200)
+        while found.client.get("/readyz").status_code != 200:
+            assert found.client.get("/metrics").status_code == 200, "it is asked while the models are being loaded"
         yield found
 
 
-def register(home: Path, folders: Mapping[str, Path]) -> None:
-    """A registry as the training side writes it: one champion per model type."""
+def register(home: Path, folders: Sequence[Path]) -> None:
+    """A registry as the training side writes it: versions of the sales model, the first of them the champion."""
     from mlflow.tracking import MlflowClient
 
     (home / "mlflow").mkdir()
     client = MlflowClient(f"sqlite:///{home / 'mlflow' / 'mlflow.db'}")
-    for model_type, folder in folders.items():
-        client.create_registered_model(model_type)
-        version = client.create_model_version(model_type, folder.as_uri(), tags={"accuracy": "0.875"})
-        client.set_registered_model_alias(model_type, "champion", version.version)
+    client.create_registered_model("automotive-sales")
+    for folder in folders:
+        client.create_model_version("automotive-sales", folder.as_uri(), tags={"accuracy": "0.875"})
+    client.set_registered_model_alias("automotive-sales", "champion", "1")
 
 
 # the bento
@@ -200,3 +205,108 @@ def test_a_bento_keeps_no_data_in_itself(bento: Bento, tmp_path: Path) -> None:
 
     assert "NEUROWEAVER_HOME must be set, to an absolute path" in refused.json()["errors"][0]
     assert not (bento.code / "data").exists()
+
+
+# the dashboard
+
+
+@pytest.fixture(scope="module")
+def exposed(served: Served) -> dict[str, list[dict[str, str]]]:
+    """By the name of a sample at /metrics, the labels of each, after a deployment with a shadow has answered."""
+    body = {"environment": "production", "routingWeight": 100, "maxConcurrency": 2}
+    for model, shadow in ((SALES, False), ("automotive-sales@2", True)):
+        made = served.client.post(f"/api/v1/models/{model}/deploy", json=body | {"shadow": shadow}).json()["data"]
+        while served.client.get(f"/api/v1/deployments/{made['deploymentId']}").json()["data"]["status"] == "deploying":
+            time.sleep(0.05)
+    for _ in range(2):
+        assert served.client.post("/api/v1/prompts", json=LEAD).status_code == 200
+    text = served.client.get("/metrics").text
+    assert max(Counter(re.findall("^# HELP (.+?) ", text, re.MULTILINE)).values()) == 1, "each is told of once"
+    found: dict[str, list[dict[str, str]]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append(sample.labels)
+    return found
+
+
+def targets() -> Iterator[tuple[str, str]]:
+    """Every query of the dashboard, with the legend of its results."""
+    for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]:
+        for target in panel.get("targets", ()):
+            yield target["expr"], target["legendFormat"]
+
+
+def selectors(query: str) -> list[tuple[str, dict[str, tuple[str, str]]]]:
+    """The metrics that a PromQL query selects, with operator and value by label."""
+    bare = re.sub(r"\[[^\]]*\]|\b(?:by|without|on|ignoring)\s*\([^)]*\)", "", query)
+    found = []
+    for name, braces in re.findall(r"\b([a-z_][a-z0-9_]*)(\{[^}]*\})?(?![a-z0-9_\s]*\()", bare):
+        matchers = {
+            label: (operator, value) for label, operator, value in re.findall(r'(\w+)\s*(=~|!~|!=|=)\s*"([^"]*)"', braces)
+        }  # fmt: skip
+        if "_" in name and name != "histogram_quantile":
+            found.append((name, matchers))
+    return found
+
+
+def is_selected(labels: Mapping[str, str], matchers: Mapping[str, tuple[str, str]]) -> bool:
+    for label, (operator, value) in matchers.items():
+        if label not in labels:
+            return False
+        pattern = ".*" if value == "$model" else value if "~" in operator else re.escape(value)
+        if bool(re.fullmatch(pattern, labels[label])) is operator.startswith("!"):
+            return False
+    return True
+
+
+def problems(query: str, legend: str, exposed: Mapping[str, list[dict[str, str]]]) -> list[str]:
+    """Why a query would show nothing, or a legend nothing of it."""
+    found = []
+    kept = {label.strip() for each in re.findall(r"\bby\s*\(([^)]*)\)", query) for label in each.split(",")}
+    shown = set(re.findall(r"\{\{(\w+)\}\}", legend))
+    selected = selectors(query)
+    for name, matchers in selected:
+        samples = [labels for labels in exposed.get(name, []) if is_selected(labels, matchers)]
+        if not samples:
+            found.append(f"{name} with {matchers} is not exposed")
+        elif missing := {label for label in kept or shown if any(label not in labels for labels in samples)}:
+            found.append(f"{name} has no {sorted(missing)}")
+    if kept and shown - kept:
+        found.append(f"{sorted(shown - kept)} are not kept")
+    return found if selected else ["nothing is selected"]
+
+
+def test_every_query_of_the_dashboard_selects_what_the_service_exposes(
+    exposed: Mapping[str, list[dict[str, str]]],
+) -> None:
+    queries = list(targets())
+
+    assert len(queries) > 30
+    assert {
+        query: problems(query, legend, exposed) for query, legend in queries if problems(query, legend, exposed)
+    } == {}
+
+
+@pytest.mark.parametrize(
+    ("query", "legend"),
+    [
+        ("sum by (model) (rate(neuroweaver_deployment_answers_total[5m]))", ""),
+        ("sum by (customer) (rate(neuroweaver_deployment_requests_total[5m]))", ""),
+        ("sum by (model) (rate(neuroweaver_deployment_requests_total[5m]))", "{{outcome}}"),
+        ('neuroweaver_deployment_requests_total{outcome="late"}', ""),
+        ('neuroweaver_deployment_share / neuroweaver_deployment_limits{model=~"$model"}', ""),
+        ("neuroweaver_engine_running", "{{model}}"),
+        ("1 + 1", ""),
+    ],
+)
+def test_a_query_that_would_show_nothing_is_found(
+    exposed: Mapping[str, list[dict[str, str]]], query: str, legend: str
+) -> None:
+    assert problems(query, legend, exposed) != []
+
+
+def test_every_metric_of_deployments_and_shadows_is_on_the_dashboard(exposed: Mapping[str, Any]) -> None:
+    shown = {name for query, _ in targets() for name, _ in selectors(query)}
+
+    ours = {name for name in exposed if name.startswith(("neuroweaver_deployment_", "neuroweaver_shadow_"))}
+    assert ours - shown == set()
