@@ -26,6 +26,7 @@ from serving.catalog import Catalog, ServedModel
 from serving.engine.protocol import (
     DeadlineError,
     EngineAnswer,
+    EngineCrashedError,
     EngineError,
     EngineRequest,
     NoMemoryError,
@@ -169,9 +170,12 @@ class Router:
     def verdict(self, error: BaseException, given_seconds: float) -> bool | None:
         """False where a failure is the model's own, and None where it tells nothing of it.
 
-        A deadline is the model's failure where it had at least half of the time that requests have.
+        A deadline is the model's failure where it had at least half of the time that requests have. A crash is the
+        engine's, and takes the requests of all its models with it.
         """
-        if isinstance(error, QueueFullError | NoMemoryError | UsageError) or not isinstance(error, Exception):
+        if isinstance(error, EngineCrashedError | QueueFullError | NoMemoryError | UsageError):
+            return None
+        if not isinstance(error, Exception):
             return None
         if isinstance(error, DeadlineError) and given_seconds < self._patience_seconds / 2:
             return None

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 from uuid import uuid4
 
 import httpx
@@ -34,6 +34,7 @@ from neuroweaver.jobs import JobState
 from neuroweaver.report import ValidationReport
 from neuroweaver.routing.candidates import PRODUCTION, Environment
 from neuroweaver.shapes.deployments import (
+    BakeChanges,
     Deployment,
     DeploymentChange,
     DeploymentList,
@@ -41,6 +42,7 @@ from neuroweaver.shapes.deployments import (
     DeployModelRequest,
 )
 from neuroweaver.shapes.logs import ExecutionLogs, LoggedExecution
+from neuroweaver.shapes.overrides import OverrideList, StandingOverride
 from neuroweaver.shapes.performance import ModelPerformanceData
 from neuroweaver.shapes.prompts import AnswerPiece, PromptTemplate, PromptTemplates
 from neuroweaver.shapes.routing import ModelSelection, RoutingDecision
@@ -105,10 +107,13 @@ class Client:
     # Deployments
 
     def deploy(
-        self, model_id: str, *, weight: float, max_concurrency: int, environment: Environment = PRODUCTION
-    ) -> DeploymentStatus:
+        self, model_id: str, *, weight: float, max_concurrency: int, environment: Environment = PRODUCTION,
+        bake: BakeChanges | None = None, shadow: bool = False,
+    ) -> DeploymentStatus:  # fmt: skip
         """It is being loaded then; `wait_until_deployed` waits for the end of that."""
-        body = DeployModelRequest(environment=environment, routing_weight=weight, max_concurrency=max_concurrency)
+        body = DeployModelRequest(
+            environment=environment, routing_weight=weight, max_concurrency=max_concurrency, bake=bake, shadow=shadow
+        )
         return self._rest.post(DeploymentStatus, f"/models/{segment(model_id)}/deploy", body)
 
     def wait_until_deployed(self, deployment_id: str, seconds: float = 120.0) -> Deployment:
@@ -131,10 +136,10 @@ class Client:
 
     def change_deployment(
         self, deployment_id: str, *, weight: float | None = None, max_concurrency: int | None = None,
-        revision: int | None = None,
+        shadow: Literal[False] | None = None, revision: int | None = None,
     ) -> Deployment:  # fmt: skip
         """With the `revision` that was read, only where nobody has changed it since: StaleError otherwise."""
-        body = wire(DeploymentChange(routing_weight=weight, max_concurrency=max_concurrency))
+        body = wire(DeploymentChange(routing_weight=weight, max_concurrency=max_concurrency, shadow=shadow))
         headers = {} if revision is None else {"If-Match": f'"{revision}"'}
         path = f"{PREFIX}/deployments/{segment(deployment_id)}"
         return self._rest.ask(Deployment, Call("PATCH", path, json=body, headers=headers))
@@ -169,9 +174,17 @@ class Client:
 
     # Routing and logs
 
-    def select(self, selection: ModelSelection) -> RoutingDecision:
-        """Who would answer, and why; nothing is sent to any model."""
-        return self._rest.post(RoutingDecision, "/routing/select", selection)
+    def select(self, selection: ModelSelection, *, workflow_id: str | None = None) -> RoutingDecision:
+        """Who would answer, and why; nothing is sent to any model. A manual override holds from now on."""
+        return self._rest.post(RoutingDecision, "/routing/select", selection, _workflow(workflow_id))
+
+    def overrides(self, *, status: Literal["holding", "ended"] = "holding") -> Iterator[StandingOverride]:
+        """The user's, the oldest first; with `configureModels` everybody's."""
+        return self._rest.pages(OverrideList, lambda found: found.overrides, "/routing/overrides", status=status)
+
+    def remove_override(self, override_id: str) -> StandingOverride:
+        """From now on the router chooses again."""
+        return self._rest.ask(StandingOverride, Call("DELETE", f"{PREFIX}/routing/overrides/{segment(override_id)}"))
 
     def execution_logs(
         self, *, status: ExecutionStatus | None = None, model: str | None = None, workflow_id: str | None = None,

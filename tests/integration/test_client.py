@@ -34,7 +34,8 @@ from neuroweaver.executions import ExecutionStatus
 from neuroweaver.issuer import LocalIssuer
 from neuroweaver.jobs import JobState
 from neuroweaver.settings import Settings
-from neuroweaver.shapes.routing import AutoSelection, ModelSelection
+from neuroweaver.shapes.deployments import BakeChanges
+from neuroweaver.shapes.routing import AutoSelection, ManualOverride, ModelSelection
 from neuroweaver.shapes.training import TrainingStartRequest, UploadFields
 from neuroweaver.tasks import LEAD_QUALIFICATION
 from neuroweaver.users import User
@@ -121,8 +122,10 @@ def test_every_route_of_the_api_has_a_method_that_reads_what_it_answers(
         assert client.model(SALES).accuracy == 0.9
         assert next(client.templates()).task == "lead-qualification"
 
-        deployed = client.deploy(ELSEWHERE, weight=10, max_concurrency=2)
+        deployed = client.deploy(ELSEWHERE, weight=10, max_concurrency=2, bake=BakeChanges(minimum_requests=7))
         active = client.wait_until_deployed(deployed.deployment_id)
+        assert active.bake is not None
+        assert active.bake.minimum_requests == 7
         changed = client.change_deployment(active.deployment_id, weight=50, revision=active.revision)
         assert (changed.routing_weight, changed.share) == (50, 1)
         with pytest.raises(StaleError):
@@ -136,6 +139,12 @@ def test_every_route_of_the_api_has_a_method_that_reads_what_it_answers(
         decision = client.select(ModelSelection(auto_selection=AutoSelection(task_type="lead-qualification")))
         assert decision.chosen is not None
         assert decision.chosen.deployment_id == active.deployment_id
+
+        manual = ManualOverride(model_id=ELSEWHERE, reason="reads our leads better", duration="workflow")
+        assert client.select(ModelSelection(manual_override=manual), workflow_id="w-2").override is not None
+        (standing,) = client.overrides()
+        assert (standing.model_id, standing.workflow_id) == (ELSEWHERE, "w-2")
+        assert client.remove_override(standing.id).ended_at is not None
 
         now = datetime.now(UTC)
         selection: dict[str, Any] = {

@@ -821,6 +821,25 @@ def test_what_is_the_caller_s_own_fault_neither_falls_back_nor_counts_against_th
     world.run(use)
 
 
+@pytest.mark.fault(12)
+def test_an_engine_that_has_crashed_counts_against_none_of_its_models(world: World) -> None:
+    async def use(client: httpx.AsyncClient) -> None:
+        await deploy(client, f"{SALES}@2", 1e6)
+        await deploy(client, f"{SALES}@1", 1e-3)
+        crashed = EngineCrashedError("it has ended", 7)
+        world.engine.failing |= {f"{SALES}@1": crashed, f"{SALES}@2": crashed}
+        for _ in range(21):
+            assert is_error(await ask(client), 503, "unavailable")
+        world.engine.failing.clear()
+
+        assert (await ask(client)).json()["data"]["modelUsed"] == f"{SALES}@2", "it is not left alone"
+        selection = {"autoSelection": {"taskType": "lead-qualification"}}
+        candidates = (await client.post(SELECT, json=selection)).json()["data"]["candidates"]
+        assert [(each["health"], each["successRate"]) for each in candidates] == [("closed", 1)] * 2
+
+    world.run(use)
+
+
 def test_a_model_that_is_named_is_asked_alone(world: World) -> None:
     async def use(client: httpx.AsyncClient) -> None:
         await deploy(client, f"{SALES}@2", 0, environment="staging")
