@@ -72,6 +72,7 @@ class ScriptedEngine:
         self.texts: dict[str | None, str] = {}  # answers of adapters that say something else
         self.waiting: dict[str | None, asyncio.Event] = {}  # adapters that are held by themselves
         self.queued = 0
+        self.away = 0  # looks at its stats, until it is back after a crash
 
     async def submit(self, request: EngineRequest) -> EngineAnswer:
         name = request.adapter
@@ -80,6 +81,7 @@ class ScriptedEngine:
         if request.max_tokens == warm_up.MAX_TOKENS:
             self.warmed.append((name, request.messages[0].content))
             if name in self.cold:
+                self.away = 3 if isinstance(self.cold[name], EngineCrashedError) else 0
                 raise self.cold[name]
             return EngineAnswer("I can", 0.9, 10, 4, 0.0, 0.0)
         self.asked.append(name)
@@ -109,13 +111,16 @@ class ScriptedEngine:
         self.folders[name] = folder
 
     def unload(self, name: str) -> None:
+        if self.away:
+            raise EngineCrashedError("it has ended", 1)
         del self.folders[name]
 
     def adapters(self) -> tuple[str, ...]:
         return tuple(self.folders)
 
     def stats(self) -> EngineStats:
-        return replace(EngineStats(True, *[0] * 19), queued=self.queued)
+        self.away = max(self.away - 1, 0)
+        return replace(EngineStats(not self.away, *[0] * 19), queued=self.queued)
 
     def close(self) -> None:
         pass
@@ -352,6 +357,23 @@ def test_one_that_does_not_answer_is_failed_with_the_reason_and_the_champion_ser
         del world.engine.cold[f"{SALES}@2"]
         await deploy(client, f"{SALES}@2", 100)
         assert await dealt(client, 5) == {f"{SALES}@2": 5}
+
+    world.run(use)
+
+
+def test_one_that_ends_the_engine_is_failed_and_forgotten_when_that_is_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warm_up, "_AGAIN_SECONDS", 0.01)
+    world.engine.cold[f"{SALES}@2"] = EngineCrashedError("it has ended", 1)
+
+    async def use(client: httpx.AsyncClient) -> None:
+        body = {"environment": "production", "routingWeight": 100, "maxConcurrency": 1}
+        made = (await client.post(f"/api/v1/models/{SALES}@2/deploy", json=body)).json()["data"]["deploymentId"]
+        failed = await reach(client, made, "failed", "active")
+        assert (failed["status"], failed["reason"]) == ("failed", "EngineCrashedError: it has ended")
+        assert (world.engine.away, list(world.engine.folders)) == (0, [f"{SALES}@1"])
+        await deploy(client, f"{SALES}@4", 1)
 
     world.run(use)
 

@@ -14,7 +14,7 @@ from neuroweaver.routing.breaker import RULES
 from neuroweaver.routing.candidates import Demand
 from neuroweaver.store import Store
 from serving.catalog import Catalog, ServedModel
-from serving.engine.protocol import EngineError
+from serving.engine.protocol import Engine, EngineError
 from serving.fleet import Fleet
 from serving.limiter import LimitReachedError
 from serving.router import Router
@@ -27,20 +27,21 @@ DEMAND = Demand("k", SALES)
 class World:
     """Two models on upstreams that can be deployed, a champion of the parts, and a router before them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine: Engine) -> None:
         models = [ServedModel(name, SALES, None, ("lead-qualification",)) for name in ("near", "far")]
         models.append(ServedModel(f"{PARTS}@1", PARTS, 1, ("parts-lookup",)))
         self.now = 1000.0
         catalog = Catalog(models)
         records = Deployments(Store(f"sqlite:///{folder / 'store.db'}"))
-        self.fleet = Fleet(None, catalog, records, None)  # type: ignore[arg-type]
+        self.fleet = Fleet(engine, catalog, records, None)  # type: ignore[arg-type]
         self.router = Router(catalog, self.fleet, 60, clock=lambda: self.now)
         self.metrics = RoutingMetrics(self.router.standings)
 
     async def deploy(self, name: str, weight: float, limit: int = 4, environment: Any = "production") -> str:
         record = await self.fleet.deploy(name, environment, weight=weight, max_concurrency=limit)
-        while (live := self.fleet.find(record.id)) is None or not live.active:
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(20):
+            while (live := self.fleet.find(record.id)) is None or not live.active:
+                await asyncio.sleep(0.001)
         return record.id
 
     async def ask(self, seconds: float = 0.0, *, failing: tuple[str, ...] = (), demand: Demand = DEMAND) -> str:
@@ -66,8 +67,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path)
+def world(tmp_path: Path, stub_engine: Engine) -> World:
+    return World(tmp_path, stub_engine)
 
 
 def test_weights_shares_and_limits_are_those_of_now(world: World) -> None:
