@@ -61,12 +61,14 @@ def promote(
 
 def _table(found: list[dict[str, Any]]) -> Table:
     table = Table()
-    for name in ("model", "alias", "held-out", "95 %", "gate", "trained"):
-        table.add_column(name, no_wrap=name != "gate")
+    for name in ("model", "alias", "held-out", "95 %", "gate"):
+        table.add_column(name, no_wrap=name in ("model", "alias"), overflow="fold")
+    table.add_column("trained (UTC)", min_width=len("2026-01-02"))
     for line in found:
         reached = "-" if line["accuracy"] is None else f"{line['metric']} {line['accuracy']:.3f}"
         ends = "" if line["interval"] is None else "[{:.3f}, {:.3f}]".format(*line["interval"])
         said = ": ".join(filter(None, (line["gate"], line["gate_reason"])))
-        cells = (line["model"], ", ".join(line["aliases"]), reached, ends, said, line["trained_at"])
+        trained = line["trained_at"][:16].replace("T", " ")
+        cells = (line["model"], ", ".join(line["aliases"]), reached, ends, said, trained)
         table.add_row(*(Text(harmless(cell)) for cell in cells))  # Text: brackets are no markup
     return table

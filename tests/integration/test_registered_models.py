@@ -62,11 +62,11 @@ def register(settings: Settings, tiny_adapter: Callable[..., Path]) -> Register:
     return one
 
 
-def cli(settings: Settings, *arguments: str) -> Any:
+def cli(settings: Settings, *arguments: str, columns: int = 200) -> Any:
     app = typer.Typer()
     app.command()(cli_models.models)
     app.command()(cli_models.promote)
-    environment = {"NEUROWEAVER_HOME": str(settings.home), "COLUMNS": "200"}
+    environment = {"NEUROWEAVER_HOME": str(settings.home), "COLUMNS": str(columns)}
     return CliRunner().invoke(app, list(arguments), env=environment)
 
 
@@ -90,6 +90,9 @@ def test_versions_are_listed_with_alias_accuracy_and_gate(settings: Settings, re
     shown = cli(settings, "models").output
     for said in ("challenger", "field_accuracy 0.600", "[0.400, 0.600]", "rejected: field_accuracy 0.500 it was"):
         assert said in shown
+    narrow = cli(settings, "models", columns=80).output
+    for said in (f"{PARTS}@1", "champion", f"{PARTS}@3", "challenger", "rejected"):
+        assert said in narrow, "a terminal has 80 columns"
 
 
 def test_a_person_promotes_the_challenger_with_a_reason_that_is_recorded(
