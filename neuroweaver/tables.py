@@ -155,6 +155,13 @@ OVERRIDES = Table(
         sqlite_where=text("ended_at IS NULL"), postgresql_where=text("ended_at IS NULL"),
     ),
 )  # fmt: skip
+REVOCATIONS = Table(
+    "revocations",
+    METADATA,
+    Column("user", String(255), primary_key=True),
+    Column("issued_until", BigInteger),
+    Column("at", String(32), nullable=False),
+)
 IDEMPOTENCY_KEYS = Table(
     "idempotency_keys",
     METADATA,

@@ -27,6 +27,7 @@ from pipelines import (
     cli_sweep,
     cli_token,
     cli_train_all,
+    cli_users,
 )
 from pipelines.terminal import Json, MappingName, TaskName, err, harmless, out
 
@@ -53,6 +54,7 @@ app.add_typer(cli_bench.bench_app, name="bench")
 app.add_typer(cli_jobs.jobs_app, name="jobs")
 app.add_typer(cli_audit.audit_app, name="audit")
 app.add_typer(cli_store.store_app, name="store")
+app.add_typer(cli_users.users_app, name="users")
 
 DataFile = Annotated[Path, typer.Option("--data", help="A file in any of the formats that can be trained on.")]
 

@@ -36,6 +36,7 @@ from serving.events.stream import EventStream
 from serving.executions import ExecutionLog
 from serving.metrics import Timings, render
 from serving.routing_metrics import RoutingMetrics
+from serving.screen import Screen, as_sent, route_words
 from serving.shadow_metrics import ShadowMetrics
 from serving.stopping import before_exit
 from serving.tracing import Spans
@@ -43,6 +44,7 @@ from serving.training import Training
 from serving.warm_up import warm_up_all
 
 LOADING = "the models are being loaded"
+_OURS = frozenset(("livez", "readyz", "healthz", "metrics"))  # answered by BentoML, whatever the app is
 _SWITCH_SECONDS = 0.001  # threads that write to the store hold answers up for so long; Python's own is five times that
 
 _log = logging.getLogger(__name__)
@@ -57,13 +59,30 @@ class Front:
     def __init__(self) -> None:
         self.app: ASGIApp | None = None
         self.reason = LOADING
+        self._told: ASGIApp | None = None
+        self._words = _OURS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app or error_response(503, [self.reason], {"Retry-After": "5"})
-        await app(scope, receive, send)
+        await app(as_sent(scope), receive, send)
+
+    def words(self) -> frozenset[str]:
+        """What paths may consist of that are shown around this app."""
+        if self.app is not self._told:
+            self._told, self._words = self.app, _OURS | route_words(self.app)
+        return self._words
 
 
 front = Front()
+
+
+class _Screened(bentoml.Service):  # type: ignore[misc]
+    """BentoML's service behind a screen: it writes what callers ask for into its log, metrics and spans."""
+
+    __slots__ = ()
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        return Screen(super().to_asgi(is_main), front.words)
 
 
 def _require_home_elsewhere(chosen: Settings) -> None:
@@ -74,7 +93,7 @@ def _require_home_elsewhere(chosen: Settings) -> None:
 
 
 # The engine has a deadline and a bound of its own, and answers with our bodies; BentoML's would come first.
-@bentoml.service(name="neuroweaver", workers=1, traffic={"timeout": 24 * 3600})
+@bentoml.service(name="neuroweaver", workers=1, traffic={"timeout": 24 * 3600}, service_class=_Screened)
 @bentoml.asgi_app(front, path="/")
 class NeuroWeaver:
     def __init__(self) -> None:

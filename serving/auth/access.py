@@ -11,12 +11,14 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from neuroweaver import issuer, ports
 from neuroweaver.audit_trail import AuditTrail
 from neuroweaver.issuer import LocalIssuer
+from neuroweaver.revocations import Revocations
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from neuroweaver.users import LOCAL_USER, User
 from serving.auth import jwks
 from serving.auth.key_cache import KeyCache
 from serving.auth.rate_limits import RateLimits
+from serving.auth.revoked import Revoked
 from serving.auth.tokens import TokenVerifier
 
 
@@ -61,13 +63,14 @@ def tokens_needed(settings: Settings, bound: Collection[str]) -> bool:
 
 
 def _verifier(settings: Settings) -> TokenVerifier:
+    revoked = Revoked(Revocations(open_store(settings)))
     if settings.token_issuer:
         keys = KeyCache(lambda: jwks.fetch_keys(settings.token_issuer))
-        return TokenVerifier(keys, settings.token_issuer, settings.token_client_ids)
+        return TokenVerifier(keys, settings.token_issuer, settings.token_client_ids, revoked)
     local = LocalIssuer(settings.home)
     local.public_keys()  # made, or refused, before the first request
 
     async def fetch() -> Mapping[str, RSAPublicKey]:
         return await asyncio.to_thread(local.public_keys)
 
-    return TokenVerifier(KeyCache(fetch), issuer.ISSUER, (issuer.CLIENT_ID,))
+    return TokenVerifier(KeyCache(fetch), issuer.ISSUER, (issuer.CLIENT_ID,), revoked)

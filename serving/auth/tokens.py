@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from neuroweaver.errors import NeuroWeaverError
 from neuroweaver.users import User
 from serving.auth.key_cache import KeyCache
+from serving.auth.revoked import Revoked
 
 LEEWAY_SECONDS = 60
 MAX_CHARACTERS = 8192  # Cognito's are about a thousand
@@ -25,10 +26,15 @@ class TokenRefusedError(NeuroWeaverError):
 
 
 class TokenVerifier:
-    """Accepts the access tokens that `issuer` has signed, with a key of `keys`, for one of `client_ids`."""
+    """Accepts the access tokens that `issuer` has signed, with a key of `keys`, for one of `client_ids`.
 
-    def __init__(self, keys: KeyCache, issuer: str, client_ids: Collection[str]) -> None:
-        self._keys, self._issuer, self._client_ids = keys, issuer, frozenset(client_ids)
+    Those that are `revoked`, if that is given, are refused.
+    """
+
+    def __init__(
+        self, keys: KeyCache, issuer: str, client_ids: Collection[str], revoked: Revoked | None = None
+    ) -> None:
+        self._keys, self._issuer, self._client_ids, self._revoked = keys, issuer, frozenset(client_ids), revoked
 
     async def user_of(self, token: str) -> User:
         """Raises TokenRefusedError."""
@@ -42,6 +48,8 @@ class TokenVerifier:
             raise TokenRefusedError("the token is for another client")
         if not claims["sub"] or len(claims["sub"]) > MAX_NAME:
             raise TokenRefusedError("the token names no user")
+        if self._revoked is not None and await self._revoked.refuses(claims["sub"], float(claims.get("iat", 0))):
+            raise TokenRefusedError("the token was revoked, or its user is disabled")
         return User.of_claims(claims)
 
     def _claims(self, token: str, key: RSAPublicKey) -> dict[str, Any]:

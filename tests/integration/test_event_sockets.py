@@ -27,6 +27,7 @@ from neuroweaver.deployments import Deployments
 from neuroweaver.events import Draft, EventLog
 from neuroweaver.issuer import LocalIssuer
 from neuroweaver.permissions import Role
+from neuroweaver.revocations import Revocations
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from neuroweaver.users import User
@@ -523,6 +524,26 @@ def test_7_a_socket_ends_when_its_user_may_not_watch_its_channels_any_more(
     code, reason = run(test())
 
     assert (code, "no longer there" in reason) == (1008, True)
+
+
+@pytest.mark.security(7)
+@pytest.mark.usefixtures("checked_often")
+def test_7_a_socket_ends_when_its_user_is_disabled(
+    serve: Callable[..., Server], settings: Settings, issuer: LocalIssuer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.auth.revoked.FRESH_SECONDS", 0.0)
+    server = serve(settings)
+
+    async def test() -> tuple[int, str]:
+        ada, bo = (issuer.issue(User(name, "manager", frozenset(["sales"])), 1) for name in ("ada", "bo"))
+        async with watching(server, ada, SALES) as goes, watching(server, bo, SALES) as stays:
+            await asyncio.to_thread(Revocations(open_store(settings)).disable, "ada")
+            ended = await closing(goes)
+            server.write(SALES)
+            assert (await read(stays))["channel"] == SALES
+            return ended
+
+    assert run(test()) == (4401, "the token is no longer valid")
 
 
 def test_a_service_that_stops_says_so(server: Server, token: str) -> None:
