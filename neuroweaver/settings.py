@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     training_niceness: int = Field(
         10, ge=0, le=19, description="how far everything else comes before validation and training over the API"
     )
+    log_format: Literal["text", "json"] = Field("text", description="of the service's log; json: an object a line")
     engine_precision: Literal["auto", "fp32", "int8", "bf16"] = Field(
         "auto", description="of the base model's weights in the engine; auto: the fastest this machine does well"
     )

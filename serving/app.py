@@ -35,6 +35,7 @@ from serving.events.stream import EventStream
 from serving.executions import ExecutionLog
 from serving.fleet import Fleet
 from serving.overrides import StandingOverrides
+from serving.request_ids import RequestIds
 from serving.router import Router
 from serving.routing_metrics import RoutingMetrics
 from serving.shadow_metrics import ShadowMetrics
@@ -89,6 +90,7 @@ def create_app(
     errors.install(app)
     app.add_middleware(BodyLimit, larger={PREFIX + path: upload_bytes for path in UPLOADING})
     app.add_middleware(Gate, access=access)  # before the bodies
+    app.add_middleware(RequestIds)
     app.include_router(health.router(engine))
     archive = Archive(partial(registry.versions, settings))
     app.include_router(models.router(catalog, fleet, archive, training, executions, settings), prefix=PREFIX)

@@ -16,6 +16,7 @@ from neuroweaver.errors import NeuroWeaverError, NotFoundError, UsageError
 from neuroweaver.executions import Execution, Executions, ExecutionStatus
 from neuroweaver.store import timestamp
 from neuroweaver.tables import MAX_ERROR
+from serving import request_ids
 from serving.engine.protocol import DeadlineError
 from serving.limiter import LimitReachedError
 
@@ -132,7 +133,7 @@ class Running:
         self, log: ExecutionLog, model: str, task: str | None, department: str | None, workflow_id: str | None,
         prefix: str,
     ) -> None:  # fmt: skip
-        self.request_id = f"{prefix}{uuid4().hex}"
+        self.request_id = f"{prefix}{request_ids.own() or uuid4().hex}"
         self._log, self._model, self._task, self._department = log, model, task, department
         self._workflow_id = pii.redact(workflow_id)[0] if workflow_id else self.request_id
         self._begun = monotonic()

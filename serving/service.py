@@ -22,7 +22,7 @@ from neuroweaver import base_model, ports, retention, settings
 from neuroweaver.errors import ConfigError
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
-from serving import registry
+from serving import json_log, registry
 from serving.api.errors import error_response
 from serving.app import create_app, create_fleet, create_log
 from serving.auth.access import open_access
@@ -118,6 +118,8 @@ class NeuroWeaver:
     def _load(self) -> None:
         try:
             chosen = settings.load()
+            if chosen.log_format == "json":
+                json_log.install()
             _require_home_elsewhere(chosen)
             access = open_access(chosen, ports.listening())
             base = base_model.locate(chosen.base_model, chosen.home, verify=False)
@@ -155,7 +157,7 @@ class NeuroWeaver:
                 return None
             setup = EngineSetup(
                 chosen.base_model, str(chosen.home), chosen.engine_precision, chosen.max_batch, chosen.max_queue,
-                chosen.max_adapters, chosen.max_kv_mib,
+                chosen.max_adapters, chosen.max_kv_mib, chosen.log_format,
             )  # fmt: skip
             self._engine = RemoteEngine(
                 Supervisor(setup), observe=self._observe, gave_up=self._fail, hang_seconds=chosen.engine_hang_seconds

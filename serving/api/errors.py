@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from neuroweaver.contracts import ErrorBody
 from neuroweaver.errors import ConflictError, NeuroWeaverError, NotFoundError, StaleError, StorageError, UsageError
 from neuroweaver.idempotency import UnderWayError
+from serving import request_ids
 from serving.engine.protocol import DeadlineError, EngineClosedError, TryAgainError
 from serving.limiter import LimitReachedError
 
@@ -152,4 +153,6 @@ def _status(error: NeuroWeaverError) -> tuple[int, dict[str, str]]:
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     _log.error("%s %s failed with %s", request.method, request.url.path, type(error).__name__)
-    return answer_at(request.url.path, 500, ["an unexpected error; the service's log has its kind"])
+    # Around all middleware, so the id is not in the answer yet.
+    headers = {request_ids.HEADER: request_id} if (request_id := request_ids.current()) else None
+    return answer_at(request.url.path, 500, ["an unexpected error; the service's log has its kind"], headers)

@@ -22,6 +22,7 @@ class EngineSetup:
     max_queue: int = 64
     max_adapters: int = 32
     max_kv_mib: int = 2048
+    log_format: Literal["text", "json"] = "text"
 
 
 # To the engine. Its replies have the `id` of what they answer.

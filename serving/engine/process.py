@@ -16,6 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from serving import json_log
 from serving.engine import wire
 from serving.engine.messages import EngineSetup, NotStarted, Ready
 from serving.engine.protocol import Engine
@@ -28,14 +29,17 @@ def main(make: Callable[[EngineSetup], Engine]) -> None:
     # BentoML and terminals signal whole trees of processes; this one ends when its parent says so, or is gone.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    descriptor, folder, setup = sys.argv[1:]
+    descriptor, folder = sys.argv[1:3]
+    setup = EngineSetup(**json.loads(sys.argv[3]))
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s [%(levelname)s] [engine] %(message)s")
+    if setup.log_format == "json":
+        json_log.install()
     lifeline = Lifeline(socket.socket(fileno=int(descriptor)), Path(folder))
     try:
         # OpenMP gives every thread that computes a team of its own, and lets none of them spin when teams are more than
         # cores: a step then takes twice as long. The team that loads the model goes with the thread that did.
         with ThreadPoolExecutor(1) as loader:
-            engine = loader.submit(make, EngineSetup(**json.loads(setup))).result()
+            engine = loader.submit(make, setup).result()
     except Exception as error:
         lifeline.tell(NotStarted((str(error).splitlines() or [type(error).__name__])[0]))
         sys.exit(1)
