@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -85,10 +85,19 @@ class AuditTrail:
         with self._store.write() as connection:
             return _append_to(connection, acts)
 
-    def latest(self, limit: int) -> list[AuditEntry]:
-        """The last entries, the oldest of them first."""
+    def latest(
+        self, limit: int, *, user: str | None = None, actions: Collection[str] = (), object: str | None = None
+    ) -> list[AuditEntry]:
+        """The last entries, the oldest of them first: of `user`, of these actions (any, if none), of an object."""
+        query = select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)
+        if user is not None:
+            query = query.where(AUDIT.c.user == user)
+        if actions:
+            query = query.where(AUDIT.c.action.in_(actions))
+        if object is not None:
+            query = query.where(AUDIT.c.object == object)
         with self._store.read() as connection:
-            rows = connection.execute(select(AUDIT).order_by(AUDIT.c.id.desc()).limit(limit)).all()
+            rows = connection.execute(query).all()
         return [_entry(row) for row in reversed(rows)]
 
     def verify(self) -> Verification:

@@ -20,10 +20,17 @@ audit_app = typer.Typer(no_args_is_help=True, help="The audit trail of the servi
 @audit_app.command()
 def show(
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many, the last ones.")] = 20,
+    user: Annotated[str | None, typer.Option("--user", help="Of this user.")] = None,
+    action: Annotated[
+        list[str] | None, typer.Option("--action", help="Of this kind, as the list names it (repeatable).")
+    ] = None,
+    of: Annotated[
+        str | None, typer.Option("--object", help="Of this job, dataset, deployment or other object.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Who did what to which object, when, and with what outcome."""
-    entries = _open().latest(limit)
+    entries = _open().latest(limit, user=user, actions=action or (), object=of)
     if as_json:
         typer.echo(json.dumps([entry.to_wire() for entry in entries]))
         return

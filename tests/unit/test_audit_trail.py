@@ -46,6 +46,21 @@ def test_an_entry_says_who_did_what_to_which_object_when_and_with_what_outcome(t
     assert [entry.id for entry in trail.latest(3)] == [3, 4, 5]
 
 
+def test_entries_are_chosen_by_user_action_and_object(trail: AuditTrail) -> None:
+    trail.append(User("eve", "agent"), "submit_prompt", "req_1", "200")
+    trail.append(ADA, "submit_prompt", "automotive-sales@5", "200")
+
+    def ids(**chosen: Any) -> list[int]:
+        return [entry.id for entry in trail.latest(9, **chosen)]
+
+    assert ids(user="eve") == [6]
+    assert ids(actions=("submit_prompt",)) == [6, 7]
+    assert ids(actions=("submit_prompt", "deploy_model")) == [1, 2, 3, 4, 5, 6, 7]
+    assert ids(object="automotive-sales@5") == [5, 7]
+    assert ids(object="automotive-sales@5", user="ada", actions=("deploy_model",)) == [5]
+    assert ids(user="nobody") == []
+
+
 def test_a_trail_that_nobody_touched_is_whole(trail: AuditTrail, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_trail, "_PAGE", 2)
 
@@ -165,6 +180,9 @@ def test_the_commands_show_and_verify(
 
     assert "undeploy_model" in call("audit", "show")[1]
     assert [entry["id"] for entry in json.loads(call("audit", "show", "--json", "--limit", "1")[1])] == [2]
+    chosen = call("audit", "show", "--json", "--action", "undeploy_model", "--user", "ada", "--object", "dep_1")[1]
+    assert [entry["id"] for entry in json.loads(chosen)] == [2]
+    assert json.loads(call("audit", "show", "--json", "--user", "eve")[1]) == []
     code, out, _ = call("audit", "verify")
     assert code == 0
     assert "2 entries" in out
