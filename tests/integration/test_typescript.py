@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -100,12 +101,13 @@ def answers(engine: Any, home: Path) -> list[tuple[str, str, httpx.Response]]:
     selection = {"autoSelection": {"taskType": "lead-qualification"}}
     deployment = {"environment": "production", "routingWeight": 1, "maxConcurrency": 2}
     one, of = "/api/v1/models/{model_id}", "/api/v1/deployments/{deployment_id}"
+    overrides = "/api/v1/routing/overrides"
 
     async def run() -> list[tuple[str, str, httpx.Response]]:
         found = []
 
         async def ask(path: str, method: str, name: str = "", **options: Any) -> httpx.Response:
-            address = path.replace("{model_id}", name).replace("{deployment_id}", name)
+            address = re.sub(r"\{\w+\}", name, path)
             response = await client.request(method, address, **options)
             found.append((path, method, response))
             return response
@@ -133,6 +135,11 @@ def answers(engine: Any, home: Path) -> list[tuple[str, str, httpx.Response]]:
             await ask(of, "PATCH", identity, json={"routingWeight": 5}, headers={"If-Match": '"99"'})
             await ask(of, "PATCH", identity, json={"routingWeight": 5})
             await ask("/api/v1/routing/select", "POST", json=selection)
+            by_hand = {"modelId": "automotive-sales@1", "reason": "we compare", "duration": "session"}
+            stored = await ask("/api/v1/routing/select", "POST", json={"manualOverride": by_hand})
+            await ask(overrides, "GET")
+            for _ in range(2):
+                await ask(f"{overrides}/{{override_id}}", "DELETE", stored.json()["data"]["override"]["id"])
             await ask("/api/v1/prompts/templates", "GET")
             await ask("/api/v1/logs/execution", "GET")
             await ask("/api/v1/logs/execution", "GET", params={"page": 0})
