@@ -8,6 +8,7 @@ or the engine has crashed too often, `/livez` is 503 too and every answer says s
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import sys
 import threading
@@ -146,6 +147,8 @@ class NeuroWeaver:
         self._events = app.state.events
         self._routing, self._shadows = app.state.routing, app.state.shadows
         asyncio.run_coroutine_threadsafe(self._events.start(), self._loop).result(60)  # BentoML runs no lifespan of it
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: to look through it again and again would hold answers up
         front.app = app
         self._look_after(training)
         _log.info("callers need %s", "no token: this is loopback" if access.verifier is None else "tokens")

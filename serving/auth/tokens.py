@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections import OrderedDict
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
 import jwt
@@ -16,6 +19,7 @@ from serving.auth.revoked import Revoked
 LEEWAY_SECONDS = 60
 MAX_CHARACTERS = 8192  # Cognito's are about a thousand
 MAX_NAME = 255
+MAX_SEEN = 1000  # tokens whose signatures are not verified again
 
 # Headers that would let a token say how it is to be verified, and by whose key.
 _FOREIGN_HEADERS = ("jku", "jwk", "x5u", "x5c", "crit")
@@ -23,6 +27,15 @@ _FOREIGN_HEADERS = ("jku", "jwk", "x5u", "x5c", "crit")
 
 class TokenRefusedError(NeuroWeaverError):
     """A token that is not accepted; says why, and nothing of what is in it."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A token whose signature was verified by `key`."""
+
+    key_id: str
+    key: RSAPublicKey
+    claims: dict[str, Any]
 
 
 class TokenVerifier:
@@ -35,13 +48,20 @@ class TokenVerifier:
         self, keys: KeyCache, issuer: str, client_ids: Collection[str], revoked: Revoked | None = None
     ) -> None:
         self._keys, self._issuer, self._client_ids, self._revoked = keys, issuer, frozenset(client_ids), revoked
+        self._seen: OrderedDict[str, _Seen] = OrderedDict()
 
     async def user_of(self, token: str) -> User:
         """Raises TokenRefusedError."""
-        key = await self._keys.find(_key_id(token))
+        seen = self._seen.get(token)
+        key_id = _key_id(token) if seen is None else seen.key_id
+        key = await self._keys.find(key_id)
         if key is None:
             raise TokenRefusedError("the token is signed by an unknown key")
-        claims = self._claims(token, key)
+        if seen is not None and seen.key is key and time.time() < seen.claims["exp"]:
+            claims = seen.claims
+        else:
+            claims = self._claims(token, key)
+            self._remember(token, _Seen(key_id, key, claims))
         if claims["token_use"] != "access":
             raise TokenRefusedError("the token is no access token")
         if not isinstance(claims["client_id"], str) or claims["client_id"] not in self._client_ids:
@@ -51,6 +71,12 @@ class TokenVerifier:
         if self._revoked is not None and await self._revoked.refuses(claims["sub"], float(claims.get("iat", 0))):
             raise TokenRefusedError("the token was revoked, or its user is disabled")
         return User.of_claims(claims)
+
+    def _remember(self, token: str, seen: _Seen) -> None:
+        """A token is verified anew when its key was fetched anew, and when it is about to end."""
+        self._seen[token] = seen
+        if len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
 
     def _claims(self, token: str, key: RSAPublicKey) -> dict[str, Any]:
         try:

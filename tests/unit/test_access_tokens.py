@@ -181,6 +181,34 @@ def test_clocks_may_differ_by_the_leeway(verifier: TokenVerifier, server: JwksSe
     assert run(verifier.user_of(signed(server.issuer, exp=now - LEEWAY_SECONDS + 20, nbf=now + LEEWAY_SECONDS - 20)))
 
 
+@pytest.mark.security(3, 6)
+def test_a_token_that_was_verified_once_still_ends_and_goes_with_its_key(
+    verifier: TokenVerifier, server: JwksServer, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.auth.tokens.LEEWAY_SECONDS", 0)
+    token, short = signed(server.issuer), signed(server.issuer, exp=int(time.time()) + 2)
+    assert [run(verifier.user_of(each)).id for each in (token, short) * 3] == ["b3f1"] * 6
+
+    time.sleep(2.1)
+    assert "has expired" in refusal(verifier, short)
+    assert run(verifier.user_of(token))
+
+    server.keys = [public(OTHER, "old")]  # another key of the same name
+    clock.now += FETCH_EVERY_SECONDS
+    refusal(verifier, signed(server.issuer, NEW, "new"))
+    assert "signature is wrong" in refusal(verifier, token)
+
+
+def test_the_tokens_that_are_remembered_take_bounded_memory(
+    verifier: TokenVerifier, server: JwksServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serving.auth.tokens.MAX_SEEN", 3)
+    for number in range(9):
+        run(verifier.user_of(signed(server.issuer, jti=str(number))))
+
+    assert len(verifier._seen) == 3
+
+
 def forged(server: JwksServer) -> dict[str, str]:
     """Tokens that try to choose how they are verified."""
     pem = OLD.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
