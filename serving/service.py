@@ -37,7 +37,7 @@ from serving.events.stream import EventStream
 from serving.executions import ExecutionLog
 from serving.metrics import Timings, render
 from serving.routing_metrics import RoutingMetrics
-from serving.screen import Screen, as_sent, route_words
+from serving.screen import Screen, Template, as_sent, route_templates
 from serving.shadow_metrics import ShadowMetrics
 from serving.stopping import before_exit
 from serving.tracing import Spans
@@ -45,7 +45,8 @@ from serving.training import Training
 from serving.warm_up import warm_up_all
 
 LOADING = "the models are being loaded"
-_OURS = frozenset(("livez", "readyz", "healthz", "metrics"))  # answered by BentoML, whatever the app is
+# Answered by BentoML, whatever the app is.
+_OURS: frozenset[Template] = frozenset(("", name) for name in ("livez", "readyz", "healthz", "metrics"))
 _SWITCH_SECONDS = 0.001  # threads that write to the store hold answers up for so long; Python's own is five times that
 
 _log = logging.getLogger(__name__)
@@ -61,17 +62,17 @@ class Front:
         self.app: ASGIApp | None = None
         self.reason = LOADING
         self._told: ASGIApp | None = None
-        self._words = _OURS
+        self._templates = _OURS
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         app = self.app or error_response(503, [self.reason], {"Retry-After": "5"})
         await app(as_sent(scope), receive, send)
 
-    def words(self) -> frozenset[str]:
-        """What paths may consist of that are shown around this app."""
+    def templates(self) -> frozenset[Template]:
+        """The paths that are shown around this app."""
         if self.app is not self._told:
-            self._told, self._words = self.app, _OURS | route_words(self.app)
-        return self._words
+            self._told, self._templates = self.app, _OURS | route_templates(self.app)
+        return self._templates
 
 
 front = Front()
@@ -83,7 +84,7 @@ class _Screened(bentoml.Service):  # type: ignore[misc]
     __slots__ = ()
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        return Screen(super().to_asgi(is_main), front.words)
+        return Screen(super().to_asgi(is_main), front.templates)
 
 
 def _require_home_elsewhere(chosen: Settings) -> None:

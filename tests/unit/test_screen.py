@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from serving.screen import Screen, as_sent, route_words, shown
+from serving.screen import Screen, as_sent, route_templates, shown
 
-WORDS = {"api", "v1", "models", "performance", "ws"}
+TEMPLATES = {tuple(path.split("/")) for path in (
+    "/livez", "/socket.io", "/api/v1/models", "/api/v1/models/-", "/api/v1/models/-/performance", "/api/v1/models/newest",
+)}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -19,28 +21,31 @@ WORDS = {"api", "v1", "models", "performance", "ws"}
         ("/api/v1/models", "/api/v1/models"),
         ("/api/v1/models/automotive-sales@1/performance", "/api/v1/models/-/performance"),
         ("/api/v1/models/ada@canary.example", "/api/v1/models/-"),
+        ("/api/v1/models/newest", "/api/v1/models/newest"),
         ("/canary\r\n2026-01-01 [INFO] admin logged in", "/-"),
-        ("/api/v1/models/", "/api/v1/models/"),
-        ("//livez", "//-"),
-        ("/", "/"),
-        ("", ""),
+        ("/api/v1/models/", "/api/v1/models"),
+        ("/socket.io/", "/socket.io"),
+        ("/api/api/v1/models/models", "/-"),
+        ("//livez", "/-"),
+        ("/", "/-"),
+        ("", "/-"),
     ],
 )
-def test_parts_of_a_path_that_are_no_words_of_a_route_are_not_shown(path: str, expected: str) -> None:
-    assert shown(path, WORDS) == expected
+def test_a_path_is_shown_as_the_route_that_it_follows_or_not_at_all(path: str, expected: str) -> None:
+    assert shown(path, TEMPLATES) == expected
 
 
-def test_the_words_are_those_of_the_routes_without_their_parameters() -> None:
+def test_the_templates_are_the_routes_without_the_names_of_their_parameters() -> None:
     app = FastAPI(openapi_url=None)
     app.add_api_route("/api/v1/models/{model_id}/performance", lambda: None)
 
-    assert route_words(app) == {"api", "v1", "models", "performance"}
-    assert route_words(None) == frozenset()
+    assert route_templates(app) == {("", "api", "v1", "models", "-", "performance")}
+    assert route_templates(None) == frozenset()
 
 
 @pytest.mark.security(25)
 @pytest.mark.parametrize("kind", ["http", "websocket"])
-def test_around_the_app_is_a_path_of_known_words_and_within_it_what_was_sent(kind: str) -> None:
+def test_around_the_app_is_a_route_s_path_and_within_it_what_was_sent(kind: str) -> None:
     sent: dict[str, Any] = {
         "type": kind, "path": "/api/v1/models/ada@canary.example", "raw_path": b"/api/v1/models/ada%40canary.example",
         "query_string": b"type=ada@canary.example", "method": "GET",
@@ -52,7 +57,7 @@ def test_around_the_app_is_a_path_of_known_words_and_within_it_what_was_sent(kin
     async def around(scope: Any, _receive: Any, _send: Any) -> None:
         seen.extend((scope, as_sent(scope)))
 
-    asyncio.run(Screen(around, lambda: WORDS)(dict(sent), None, None))  # type: ignore[arg-type]
+    asyncio.run(Screen(around, lambda: TEMPLATES)(dict(sent), None, None))  # type: ignore[arg-type]
 
     outside, inside = seen
     shown_outside = {name: value for name, value in outside.items() if name != "neuroweaver.as_sent"}
@@ -67,6 +72,6 @@ def test_the_life_of_the_service_passes_unchanged() -> None:
     async def app(scope: Any, _receive: Any, _send: Any) -> None:
         seen.append(scope)
 
-    asyncio.run(Screen(app, lambda: WORDS)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
+    asyncio.run(Screen(app, lambda: TEMPLATES)({"type": "lifespan"}, None, None))  # type: ignore[arg-type]
 
     assert seen == [{"type": "lifespan"}]
