@@ -71,6 +71,22 @@ def test_every_answer_has_an_id_of_its_own_or_its_caller_s(app: FastAPI, method:
     assert named.headers["x-request-id"] == UUID
 
 
+@pytest.mark.parametrize("kind", ["http.response.start", "websocket.accept", "websocket.http.response.start"])
+def test_an_app_need_not_have_headers_of_its_own(kind: str) -> None:
+    sent: list[Any] = []
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": kind})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope: dict[str, Any] = {"type": kind.partition(".")[0], "headers": [(b"x-request-id", UUID.encode())]}
+    asyncio.run(request_ids.RequestIds(app)(scope, None, send))  # type: ignore[arg-type]
+
+    assert sent == [{"type": kind, "headers": [(b"x-request-id", UUID.encode())]}]
+
+
 @pytest.mark.parametrize("sent", ["555-867-5309", "a" * 40, UUID + "\tx", UUID.replace("-", "")])
 def test_what_is_no_uuid_is_not_taken_over(app: FastAPI, sent: str) -> None:
     answer = call(app, "GET", "/api/v1/models", headers={"X-Request-Id": sent})
