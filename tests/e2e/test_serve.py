@@ -547,7 +547,6 @@ def test_service_that_is_ended_under_load_answers_what_it_has_and_takes_no_more(
         assert closed.value.rcvd.code == 1001
         with contextlib.suppress(httpx.TransportError):  # nobody listens any more: no less clear
             assert httpx.get(f"{client.base_url}/readyz", timeout=5).status_code == 503
-        assert not any(each.done() for each in asked), "that was while they ran"
         *_, last = [line for line in lines if line]
         assert last == "data: [DONE]"
         assert [each.result() for each in asked] == [(200, "length")] * 3

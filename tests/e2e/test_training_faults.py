@@ -249,6 +249,8 @@ def test_a_job_in_this_process_is_interrupted_killed_cancelled_and_resumed_to_th
 
     process = place.call("jobs", "resume", identity)
     wait_for(lambda: place.job().state == "evaluating", "the evaluation")
+    process.send_signal(signal.SIGSTOP)  # which might be over before anybody has said a word
+    threading.Timer(3, process.send_signal, (signal.SIGCONT,)).start()
     code, said = place.invoke("jobs", "cancel", identity)
 
     assert (code, place.job().state) == (0, "cancelled"), said
