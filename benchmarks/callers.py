@@ -59,6 +59,9 @@ class Target:
         return Request("\r\n".join([*lines, "", ""]).encode() + content, answer_seconds)
 
 
+_REST_SECONDS = 1.0
+
+
 class Connection:
     """Takes one request after the other. Raises OSError and EOFError where the service hangs up."""
 
@@ -87,17 +90,23 @@ class Connections:
 
     def __init__(self, port: int) -> None:
         self._port = port
-        self._idle: list[Connection] = []
+        self._idle: list[tuple[Connection, float]] = []  # and since when
 
     async def ask(self, request: Request) -> Asked:
-        connection = self._idle.pop() if self._idle else await Connection.open(self._port)
+        connection = self._rested() or await Connection.open(self._port)
         asked = await connection.ask(request)
-        self._idle.append(connection)
+        self._idle.append((connection, perf_counter()))
         return asked
 
     def close(self) -> None:
-        for connection in self._idle:
+        for connection, _ in self._idle:
             connection.close()
+
+    def _rested(self) -> Connection | None:
+        """One that was used a moment ago: servers hang up on those that rest for long."""
+        if self._idle and perf_counter() - self._idle[-1][1] < _REST_SECONDS:
+            return self._idle.pop()[0]
+        return None
 
 
 async def in_a_loop(
