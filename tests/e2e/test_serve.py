@@ -540,6 +540,9 @@ def test_service_that_is_ended_under_load_answers_what_it_has_and_takes_no_more(
                 time.sleep(0.01)
         assert data["inFlight"] == 2
 
+        family = psutil.Process(service.process.pid).children(recursive=True)
+        (engine,) = (each for each in family if "serving.engine.process" in each.cmdline())
+        engine.suspend()  # nothing is answered until all that holds meanwhile was seen
         service.process.send_signal(signal.SIGTERM)
         with pytest.raises(ConnectionClosed) as closed:
             read_all(watching)
@@ -547,6 +550,8 @@ def test_service_that_is_ended_under_load_answers_what_it_has_and_takes_no_more(
         assert closed.value.rcvd.code == 1001
         with contextlib.suppress(httpx.TransportError):  # nobody listens any more: no less clear
             assert httpx.get(f"{client.base_url}/readyz", timeout=5).status_code == 503
+        assert not any(each.done() for each in asked), "that was while they ran"
+        engine.resume()
         *_, last = [line for line in lines if line]
         assert last == "data: [DONE]"
         assert [each.result() for each in asked] == [(200, "length")] * 3
