@@ -18,7 +18,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from neuroweaver.errors import ConfigError, TrainingError
-from pipelines import checkpoint, lora, packed
+from pipelines import checkpoint, fused, lora, packed
 from pipelines.collate import Source, batches, collate, learnt_tokens
 from pipelines.config import LoraSection, TrainingSection
 from pipelines.encoding import Example
@@ -123,6 +123,8 @@ def finetune(
         lora.start_from(peft_model, start_from)
     if precision.device.type == "cpu":
         lora.merge_in_forward(peft_model)
+    if is_packed and not training.compile:
+        fused.enable(model, sorted(validation, key=len)[:2])
     if training.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(f"training.gradient_checkpointing: {type(model).__name__} can't do it; set it to false")

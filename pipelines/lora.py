@@ -9,10 +9,10 @@ import torch
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Linear as LoraLinear
 from safetensors.torch import load_file
-from torch.nn.functional import linear
 
 from neuroweaver import adapter
 from neuroweaver.errors import ConfigError
+from pipelines import products
 from pipelines.config import LoraSection
 
 
@@ -64,61 +64,13 @@ def start_from(peft_model: Any, folder: Path) -> None:
 
 
 def merge_in_forward(peft_model: Any) -> int:
-    """Let every plain LoRA layer multiply by `W + s B A` at once; gives the number of layers changed.
+    """Let every plain LoRA layer multiply by `W + s B A` at once (`products.py`); gives the number of layers changed.
 
-    PEFT computes `x W' + s (x A') B'`: three products and three additions of the size of the output, and as many
-    backwards. Adding the small product to the weights first is the same sum, and costs less where a batch has more
-    tokens than a few hundred and the weights are fp32 (in bf16 the sum would round LoRA away). Layers with dropout or
-    DoRA are left as PEFT has them.
+    Layers with dropout or DoRA, and all that are not fp32, are left as PEFT has them.
     """
     changed = 0
     for module in peft_model.modules():
-        if isinstance(module, LoraLinear) and _is_plain(module):
-            module.forward = _MergedForward(module)
+        if isinstance(module, LoraLinear) and products.is_plain(module):
+            module.forward = products.Product([module])
             changed += 1
     return changed
-
-
-def _is_plain(module: Any) -> bool:
-    base = module.get_base_layer()
-    return (
-        type(base) is torch.nn.Linear
-        and base.weight.dtype == torch.float32
-        and module.active_adapters == ["default"]
-        and not module.lora_variant
-        and not module.lora_bias["default"]
-        and isinstance(module.lora_dropout["default"], torch.nn.Identity)
-    )
-
-
-class _MergedForward:
-    def __init__(self, module: Any) -> None:
-        self._base = module.get_base_layer()
-        self._a, self._b = module.lora_A["default"].weight, module.lora_B["default"].weight
-        self._scale = float(module.scaling["default"])
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias = self._base.weight, self._base.bias
-        found: torch.Tensor = _MergedLinear.apply(x, weight, bias, self._a, self._b, self._scale)  # type: ignore[no-untyped-call]
-        return found
-
-
-class _MergedLinear(torch.autograd.Function):
-    """`y = x (W + s B A)' + b` with gradients of x, A (r, in) and B (out, r); W and b are frozen."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, bias: Any, a: Any, b: Any, scale: float) -> torch.Tensor:
-        merged = torch.addmm(weight, b, a, alpha=scale)
-        ctx.save_for_backward(x, merged, a, b)
-        ctx.scale = scale
-        return linear(x, merged, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        x, merged, a, b = ctx.saved_tensors
-        (dy,) = gradients
-        dy_NO, x_NI = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
-        dx = (dy_NO @ merged).view_as(x) if ctx.needs_input_grad[0] else None
-        da = (dy_NO @ b).mul_(ctx.scale).T @ x_NI
-        db = dy_NO.T @ (x_NI @ a.T).mul_(ctx.scale)
-        return dx, None, None, da, db, None

@@ -15,6 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from pipelines import kernels
 from pipelines.collate import IGNORED, Batch, collate
 from pipelines.encoding import Example
 
@@ -31,10 +32,11 @@ class Rows:
     """Where examples lie in a packed row of `prefix` shared tokens and M own ones, and in a grid of B rows by T tokens.
 
     own_BT: the own token at each place of the grid, M where there is none. at_M: the place of each own token.
-    mask_TS: what a row's own tokens may look at, prefix first.
+    mask_TS: what a row's own tokens may look at, prefix first. lengths_B: how many own tokens each row has.
     """
 
     prefix: int
+    lengths_B: torch.Tensor
     own_BT: torch.Tensor
     at_M: torch.Tensor
     mask_TS: torch.Tensor
@@ -47,9 +49,8 @@ class Rows:
         real_BT = steps_T < lengths_B[:, None]
         own_BT = (lengths_B.cumsum(0) - lengths_B)[:, None] + steps_T
         mask_TS = torch.ones(longest, batch.prefix + longest, dtype=torch.bool, device=lengths_B.device)
-        return cls(
-            batch.prefix, own_BT.where(real_BT, count), real_BT.flatten().nonzero()[:, 0], mask_TS.tril_(batch.prefix)
-        )
+        own_BT, at_M = own_BT.where(real_BT, count), real_BT.flatten().nonzero()[:, 0]
+        return cls(batch.prefix, lengths_B, own_BT, at_M, mask_TS.tril_(batch.prefix))
 
 
 def attention(
@@ -150,6 +151,8 @@ def enable(model: Any, examples: Sequence[Example]) -> bool:
 def loss_sum(model: Any, batch: Batch) -> torch.Tensor:
     """Summed cross-entropy of the learnt tokens, in nats."""
     logits_LV, labels_L = learnt_logits(model, batch)
+    if logits_LV.device.type == "cpu" and kernels.library() is not None:
+        return kernels.cross_entropy_sum(logits_LV, labels_L)
     return cross_entropy(logits_LV, labels_L, reduction="sum")
 
 

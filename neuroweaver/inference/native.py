@@ -1,4 +1,4 @@
-"""The engine's own kernels for CPUs (`native.cpp`), compiled once for this machine and kept beside the bytecode.
+"""The engine's own kernels for CPUs (`native.cpp`).
 
 A machine without a C++ compiler goes without them: `library` is None, and PyTorch's operators take their place.
 """
@@ -7,24 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import logging
-import os
-import platform
-import shutil
 import subprocess
-import tempfile
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
-import torch
+from neuroweaver import compiled
+from neuroweaver.compiled import pointer as pointer
 
 GROUP = 32  # inputs of an 8-bit product come in groups of so many
 TILE = 16  # ranks and widths of LoRA pieces are padded to multiples of it
-
-_SOURCE = Path(__file__).with_name("native.cpp")
-_FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
-_SECONDS = 120
 
 _log = logging.getLogger(__name__)
 
@@ -61,51 +53,4 @@ def library() -> ctypes.CDLL | None:
 
 def build(march: str = "native") -> ctypes.CDLL:
     """The kernels for the processor `march`, as GCC names them. Raises OSError or SubprocessError."""
-    compiler = shutil.which(os.environ.get("CXX", "")) or shutil.which("g++") or shutil.which("clang++")
-    if compiler is None:
-        raise FileNotFoundError("there is no C++ compiler")
-    flags = (*_FLAGS, f"-march={march}")
-    key = hashlib.sha256(repr((_SOURCE.read_bytes(), compiler, flags, processor_features())).encode()).hexdigest()[:16]
-    folder = _SOURCE.parent / "__pycache__"
-    path = folder / f"native-{key}.so"
-    if not path.exists():
-        if not _writable(folder):
-            path = Path(tempfile.mkdtemp(prefix="neuroweaver-kernels-")) / path.name
-        unfinished = path.with_suffix(f".{os.getpid()}")
-        try:
-            subprocess.run(
-                [compiler, *flags, "-o", str(unfinished), str(_SOURCE)],
-                check=True, capture_output=True, timeout=_SECONDS,
-            )  # fmt: skip
-            unfinished.rename(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
-    found = ctypes.CDLL(str(path))
-    for name, (result, arguments) in _SIGNATURES.items():
-        function = getattr(found, name)
-        function.restype, function.argtypes = result, arguments
-    return found
-
-
-def pointer(tensor: torch.Tensor) -> int:
-    """Where a contiguous tensor of the CPU begins."""
-    if not tensor.is_contiguous() or tensor.device.type != "cpu":
-        raise ValueError("the kernels take contiguous tensors of the CPU")
-    return tensor.data_ptr()
-
-
-def _writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK)
-
-
-def processor_features() -> str:
-    """What compiled code depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    return compiled.build(Path(__file__).with_name("native.cpp"), _SIGNATURES, march)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from neuroweaver import adapter, base_model
 from neuroweaver.base_model import BaseModel
+from neuroweaver.compiled import processor_features
 from neuroweaver.errors import InputError, IntegrityError, NotFoundError, UsageError
 from neuroweaver.inference import native
 from neuroweaver.inference.kernels import Int8Linear, best_precision
@@ -258,7 +259,7 @@ def test_int8_is_within_half_a_level_of_any_weights() -> None:
 
 @pytest.mark.parametrize("march", ["x86-64", "haswell"])
 def test_kernels_for_other_processors_compute_the_same(march: str) -> None:
-    if platform.machine() != "x86_64" or (march == "haswell" and "avx2" not in native.processor_features()):
+    if platform.machine() != "x86_64" or (march == "haswell" and "avx2" not in processor_features()):
         pytest.skip(f"this processor can't run code for {march}")
     torch.manual_seed(1)
     library, own = native.build(march), native.library()

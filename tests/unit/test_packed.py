@@ -100,7 +100,7 @@ BATCHES = {
 
 def own_loss(model: Any, rows: list[Example]) -> torch.Tensor:
     """The loss of transformers' own, row after row: no padding, no masks, nothing of ours."""
-    total = torch.zeros(())
+    total = torch.zeros((), dtype=model.dtype)
     for row in rows:
         ids = torch.tensor([(*row.prompt, *row.completion)])
         targets = [token if keep else IGNORED for token, keep in zip(row.completion, row.learnt, strict=True)]
@@ -123,7 +123,8 @@ def test_loss_and_gradients_equal_those_of_padded_rows_and_of_one_row_at_a_time(
         return {"loss": loss.detach(), **dict(zip(weights, found, strict=True))}
 
     batch = collate(rows)
-    one_by_one = with_gradients(own_loss(model, rows))
+    one_by_one = with_gradients(own_loss(model.double(), rows))
+    model.float()
     padded = with_gradients(packed.loss_sum(model, batch))
     assert packed.enable(model, rows[:2])
     end_to_end = with_gradients(packed.loss_sum(model, batch))
@@ -134,7 +135,7 @@ def test_loss_and_gradients_equal_those_of_padded_rows_and_of_one_row_at_a_time(
         scale = wanted.abs().max().item()
         assert scale > 1e-3
         for found in (padded, end_to_end):
-            torch.testing.assert_close(found[name], wanted, rtol=1e-5, atol=1e-5 * scale)
+            torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("config", PACKING.values(), ids=PACKING.keys())
