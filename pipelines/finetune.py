@@ -121,10 +121,10 @@ def finetune(
     peft_model = lora.add(model, config)
     if start_from is not None:
         lora.start_from(peft_model, start_from)
-    if precision.device.type == "cpu":
+    if precision.device.type == "cpu" and not training.compile:
         lora.merge_in_forward(peft_model)
-    if is_packed and not training.compile:
-        fused.enable(model, sorted(validation, key=len)[:2])
+        if is_packed:
+            fused.enable(model, sorted(validation, key=len)[:2])
     if training.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(f"training.gradient_checkpointing: {type(model).__name__} can't do it; set it to false")
