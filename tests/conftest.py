@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import psycopg
 
 memory.spin_briefly()  # before any test imports PyTorch
+pytest.register_assert_rewrite("tests.e2e.service_process")  # what helpers assert is told in full, too
 
 
 def pytest_configure() -> None:
