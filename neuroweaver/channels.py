@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from neuroweaver.errors import NotFoundError, UsageError
 from neuroweaver.permissions import EVERYWHERE
 from neuroweaver.users import User
-from neuroweaver.vocabulary import DEPARTMENT_OF
 
 KINDS = ("training", "deployment", "workflow", "agent", "system")
 MAX_CHARACTERS = 255  # what the store has room for
@@ -54,16 +53,12 @@ def _is_readable(channel: Channel, user: User, model_type_of: Callable[[str], st
         return False
     match channel.kind:
         case "training":  # its models are named by their type: a version has no number before it is trained
-            return _sees_models(user, channel.name)
+            return channel.name in user.model_types()
         case "deployment":
-            return _sees_models(user, model_type_of(channel.name))
+            return model_type_of(channel.name) in user.model_types()
         case "workflow":  # nothing here knows whose workflows and agents are: they are for who may see all
             return user.may("viewAllWorkflows")
         case "agent":
             return user.may("manageAgents") and user.role in EVERYWHERE
         case _:
             return channel.name == user.id
-
-
-def _sees_models(user: User, model_type: str | None) -> bool:
-    return model_type in DEPARTMENT_OF and user.sees(DEPARTMENT_OF[model_type])

@@ -173,8 +173,9 @@ class TrainingProgress:
     """Tells the store, from a thread, how far a job is: an event, the job's progress, and a sign of life.
 
     At most every `every_seconds` while values change, and every `repeat_seconds` (the smaller of the two counts)
-    though nothing changes, from the block's beginning to its end. A store that fails meanwhile is logged and asked
-    again; the training goes on. `cancel_requested` is as fresh as the last write.
+    though nothing changes, from the block's beginning to its end. `begun` is told at once and until the first update.
+    A store that fails meanwhile is logged and asked again; the training goes on. `cancel_requested` is as fresh as the
+    last write.
     """
 
     def __init__(
@@ -185,10 +186,12 @@ class TrainingProgress:
         model_type: str,
         every_seconds: float = 1.0,
         repeat_seconds: float = _REPEAT_SECONDS,
+        begun: Progress | None = None,
     ) -> None:
         self._jobs, self._events = jobs, events
         self._job_id, self._model_type = job_id, model_type
         self._every_seconds, self._repeat_seconds = min(every_seconds, repeat_seconds), repeat_seconds
+        self._begun = begun
         self._latest: Progress | None = None
         self._changed = self._stopped = self._failing = self._cancel_requested = False
         self._values = threading.Condition()
@@ -246,10 +249,10 @@ class TrainingProgress:
             self._try_to_write()
 
     def _tick(self) -> None:
-        due = time.monotonic()
-        while self._waited_until(due):
+        written = time.monotonic() if self._begun is None else -math.inf
+        while self._waited_until(written):
             self._try_to_write()
-            due = time.monotonic()
+            written = time.monotonic()
 
     def _waited_until(self, written: float) -> bool:
         """Sleep until it is time to write again; False when the block has ended."""
@@ -282,7 +285,7 @@ class TrainingProgress:
         with self._writing:
             self._jobs.heartbeat(self._job_id, latest)
             if not self._announced_end:
-                self._append(PROGRESS, _wire(latest))
+                self._append(PROGRESS, _wire(latest or self._begun))
         record = self._jobs.get(self._job_id)
         self._cancel_requested = record.cancel_requested or record.state.ended
 

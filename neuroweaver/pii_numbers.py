@@ -136,7 +136,7 @@ def _is_vin(number: str) -> bool:
 # A cue word, what may stand between, and a number with letters, dashes or blanks in it. Loans, leases, contracts and
 # licences also need "number" or "#": their amounts, terms and plates stand beside the word just as well.
 _ACCOUNT = re.compile(
-    r"(?<![a-z])(?:(?:accounts?|accts?|acc|policy|routing|aba|driver'?s? licen[cs]e|d\.?l)"
+    r"(?<![^\W_])(?:(?:accounts?|accts?|acc|policy|routing|aba|driver'?s? licen[cs]e|d\.?l)"
     r"|(?:loan|lease|contract|licen[cs]e)(?=[ .:_]{0,2}(?:num|nbr|no|#)))"
     r"\.?(?:[ .:_]{0,2}(?P<number>(?:numbers?|num|nbr|no|id)(?![a-z])|#)(?:[ a-z]{0,32}\b(?:is|was)\b)?)?"
     r"(?:[ ](?:is|was)\b)?(?P<end> end(?:s|ing)?\b(?: in| with)?)?(?![a-z])[\"' .:=#\-]{0,6}"

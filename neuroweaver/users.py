@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from neuroweaver.permissions import CUSTOMER_PII, EVERYWHERE, ROLES, Permission, Role, permissions_of
-from neuroweaver.vocabulary import DEPARTMENTS
+from neuroweaver.vocabulary import DEPARTMENT_OF, DEPARTMENTS, MODEL_TYPES
 
 GROUPS = "cognito:groups"  # the claim in which Cognito's access tokens say what their user belongs to
 
@@ -53,6 +53,13 @@ class User:
     def sees(self, department: str | None) -> bool:
         """Whether what belongs to `department` is there for this user; what belongs to none is there for all."""
         return department is None or self.role in EVERYWHERE or department in self.departments
+
+    def model_types(self) -> tuple[str, ...]:
+        """Those of a department that is there for this user.
+
+        A job whose configuration was refused may be of none of the product's: it is there for nobody.
+        """
+        return tuple(name for name in MODEL_TYPES if self.sees(DEPARTMENT_OF[name]))
 
 
 LOCAL_USER = User("local", "admin", frozenset(DEPARTMENTS), customer_pii=True)

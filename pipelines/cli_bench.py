@@ -6,7 +6,7 @@ import functools
 import json
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Protocol
 
 import typer
 
@@ -14,6 +14,14 @@ from neuroweaver import settings
 from pipelines.terminal import Json, err, out
 
 bench_app = typer.Typer(no_args_is_help=True)
+_say = functools.partial(err.print, markup=False, highlight=False)
+
+
+class _Report(Protocol):
+    """A module of `benchmarks` that can say what was measured."""
+
+    def save(self, result: dict[str, Any], /) -> None: ...
+    def table(self, result: dict[str, Any], /) -> list[str]: ...
 
 
 @bench_app.callback()
@@ -57,9 +65,6 @@ def bench_training(
     from benchmarks import training, training_report
     from neuroweaver import base_model
 
-    def say(line: str) -> None:
-        err.print(line, markup=False, highlight=False)
-
     result = training.run(
         settings.load().home,
         steps=steps,
@@ -68,13 +73,9 @@ def bench_training(
         repeat=repeat,
         seed=seed,
         base=base or base_model.DEFAULT,
-        say=say,
+        say=_say,
     )
-    if save:
-        training_report.save(result)
-    typer.echo(json.dumps(result)) if as_json else out.print(
-        "\n".join(training_report.table(result)), markup=False, highlight=False
-    )
+    _tell(training_report, result, save=save, as_json=as_json)
 
 
 @bench_app.command("agreement")
@@ -85,12 +86,8 @@ def bench_agreement(
     """Compare the answers of int8 weights with those of fp32, for the champion of every role."""
     from benchmarks import agreement
 
-    result = agreement.run(settings.load(), lambda line: err.print(line, markup=False, highlight=False))
-    if save:
-        agreement.save(result)
-    typer.echo(json.dumps(result)) if as_json else out.print(
-        "\n".join(agreement.table(result)), markup=False, highlight=False, soft_wrap=True
-    )
+    result = agreement.run(settings.load(), _say)
+    _tell(agreement, result, save=save, as_json=as_json)
 
 
 @bench_app.command("serving")
@@ -119,9 +116,7 @@ def bench_serving(
             settings.load().home, adapters=(adapters or [4])[0], rows=(concurrency or [16])[0], requests=requests,
             seed=seed,
         )  # fmt: skip
-        typer.echo(json.dumps(found)) if as_json else out.print(
-            "\n".join(step_profile.table(found)), markup=False, highlight=False, soft_wrap=True
-        )
+        _show(found, step_profile.table(found), as_json=as_json)
         return
     result = serving.run(
         settings.load().home,
@@ -132,13 +127,11 @@ def bench_serving(
         requests=requests,
         seed=seed,
         vllm=vllm,
-        say=lambda line: err.print(line, markup=False, highlight=False),
+        say=_say,
     )
     if save:
         serving.save(result)
-    typer.echo(json.dumps(result["figures"])) if as_json else out.print(
-        "\n".join(serving.table(result)), markup=False, highlight=False, soft_wrap=True
-    )
+    _show(result["figures"], serving.table(result), as_json=as_json)
 
 
 @bench_app.command("soak")
@@ -151,13 +144,8 @@ def bench_soak(
     """Keep the engine at 80 % load, and see whether its memory stays flat."""
     from benchmarks import soak
 
-    say = functools.partial(err.print, markup=False, highlight=False)
-    result = soak.run(settings.load().home, minutes=minutes, seed=seed, say=say)
-    if save:
-        soak.save(result)
-    typer.echo(json.dumps(result)) if as_json else out.print(
-        "\n".join(soak.table(result)), markup=False, highlight=False, soft_wrap=True
-    )
+    result = soak.run(settings.load().home, minutes=minutes, seed=seed, say=_say)
+    _tell(soak, result, save=save, as_json=as_json)
 
 
 @bench_app.command("events")
@@ -172,11 +160,7 @@ def bench_events(
 
     with err.status(f"sending an event a second to {subscribers} subscribers, three times {seconds} seconds"):
         result = events.run(subscribers, seconds)
-    if save:
-        events.save(result)
-    typer.echo(json.dumps(result)) if as_json else out.print(
-        "\n".join(events.table(result)), markup=False, highlight=False, soft_wrap=True
-    )
+    _tell(events, result, save=save, as_json=as_json)
 
 
 @bench_app.command("responsiveness")
@@ -193,13 +177,8 @@ def bench_responsiveness(
     """Ask the service for its models while it validates an upload and trains on it."""
     from benchmarks import responsiveness
 
-    say = functools.partial(err.print, markup=False, highlight=False)
-    result = responsiveness.run(settings.load().home, data, minutes=minutes, say=say)
-    if save:
-        responsiveness.save(result)
-    typer.echo(json.dumps(result)) if as_json else out.print(
-        "\n".join(responsiveness.table(result)), markup=False, highlight=False, soft_wrap=True
-    )
+    result = responsiveness.run(settings.load().home, data, minutes=minutes, say=_say)
+    _tell(responsiveness, result, save=save, as_json=as_json)
 
 
 @bench_app.command("gateway")
@@ -214,13 +193,8 @@ def bench_gateway(
     """What the service adds to a request, beside a bare BentoML endpoint; the engine is a stub."""
     from benchmarks import gateway
 
-    say = functools.partial(err.print, markup=False, highlight=False)
-    result = gateway.run(concurrency=concurrency or (1, 64), rate=rate, seconds=seconds, rounds=rounds, say=say)
-    if save:
-        gateway.save(result)
-    typer.echo(json.dumps(result)) if as_json else out.print(
-        "\n".join(gateway.table(result)), markup=False, highlight=False, soft_wrap=True
-    )
+    result = gateway.run(concurrency=concurrency or (1, 64), rate=rate, seconds=seconds, rounds=rounds, say=_say)
+    _tell(gateway, result, save=save, as_json=as_json)
 
 
 @bench_app.command("overload")
@@ -235,10 +209,18 @@ def bench_overload(
     """Send a deployment ten times what its limit allows, and see who is answered, and how fast."""
     from benchmarks import overload
 
-    say = functools.partial(err.print, markup=False, highlight=False)
-    result = overload.run(limit=limit, answer_ms=answer_ms, seconds=seconds, around=around, say=say)
+    result = overload.run(limit=limit, answer_ms=answer_ms, seconds=seconds, around=around, say=_say)
+    _tell(overload, result, save=save, as_json=as_json)
+
+
+def _tell(report: _Report, result: dict[str, Any], *, save: bool, as_json: bool) -> None:
     if save:
-        overload.save(result)
-    typer.echo(json.dumps(result)) if as_json else out.print(
-        "\n".join(overload.table(result)), markup=False, highlight=False, soft_wrap=True
-    )
+        report.save(result)
+    _show(result, report.table(result), as_json=as_json)
+
+
+def _show(result: Any, table: list[str], *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result))
+    else:
+        out.print("\n".join(table), markup=False, highlight=False, soft_wrap=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TypeVar
 
 from neuroweaver import adapter, base_model, errors, files, processes
 from neuroweaver.events import EventLog, TrainingProgress
-from neuroweaver.jobs import Jobs, JobState
+from neuroweaver.jobs import JobRecord, Jobs, JobState, Progress
 from neuroweaver.settings import Settings, masked_url
 from neuroweaver.store import open_store
 from pipelines import dataset, outage, tracking
@@ -194,9 +194,9 @@ def execute(job: Job, settings: Settings, reporter: Reporter, *, local: bool) ->
     jobs, events = Jobs(store), EventLog(store)
     with files.locked(job.folder):  # a second execution waits until the first, or what is left of it, has ended
         owner = processes.this_process()
-        jobs.claim(job.id, owner)
+        begun = _begun(jobs.claim(job.id, owner), job)
         log = RunLog(job.folder, settings)
-        with TrainingProgress(jobs, events, job.id, job.config.model_type) as progress:
+        with TrainingProgress(jobs, events, job.id, job.config.model_type, begun=begun) as progress:
             execution = Execution(job, settings, reporter, local, jobs, progress, log)
             reserve = job.folder / "reserve"
             try:
@@ -224,6 +224,12 @@ def execute(job: Job, settings: Settings, reporter: Reporter, *, local: bool) ->
             state = JobState.SUCCEEDED if passed else JobState.REJECTED
             jobs.move(job.id, state, outcome.decision.reason, owner=owner)
     return outcome
+
+
+def _begun(record: JobRecord, job: Job) -> Progress:
+    """How far a job is before its first step: where an earlier attempt was, but for when that would have ended."""
+    reached = record.progress or Progress(total_epochs=job.config.training.epochs)
+    return replace(reached, estimated_completion=None)
 
 
 def _end_of(error: BaseException) -> tuple[JobState, str]:

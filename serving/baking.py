@@ -9,9 +9,10 @@ from collections.abc import Callable
 
 from neuroweaver.bakes import Bakes
 from neuroweaver.deployments import DeploymentRecord
-from neuroweaver.errors import ConflictError, NeuroWeaverError
+from neuroweaver.errors import ConflictError
 from neuroweaver.routing.baking import BakeRules, Outcome, judge
 from neuroweaver.store import timestamp
+from serving import rounds
 from serving.fleet import Fleet, Live
 from serving.router import Router
 
@@ -29,17 +30,7 @@ class Baking:
 
     async def run(self) -> None:
         """Until cancelled. A store that fails is asked again."""
-        failing = False
-        while True:
-            try:
-                await self.look()
-            except NeuroWeaverError as error:
-                if not failing:
-                    _log.warning("bake times can't be written, trying again: %s", error)
-                failing = True
-            else:
-                failing = False
-            await asyncio.sleep(LOOK_SECONDS)
+        await rounds.run(self.look, LOOK_SECONDS, "bake times can't be written", _log)
 
     async def look(self) -> None:
         """End the bake of each deployment that has passed, or failed."""

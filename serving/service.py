@@ -28,6 +28,7 @@ from serving.api.errors import error_response
 from serving.app import create_app, create_fleet, create_log
 from serving.auth.access import open_access
 from serving.catalog import Catalog, describe_upstreams, load_champions
+from serving.config import load_config
 from serving.engine.messages import EngineSetup
 from serving.engine.protocol import EngineAnswer, EngineRequest
 from serving.engine.remote import RemoteEngine
@@ -123,6 +124,7 @@ class NeuroWeaver:
             if chosen.log_format == "json":
                 json_log.install()
             _require_home_elsewhere(chosen)
+            load_config(chosen.serving_config)  # what is wrong with it is said before an engine starts
             access = open_access(chosen, ports.listening())
             base = base_model.locate(chosen.base_model, chosen.home, verify=False)
             engine = self._start(chosen)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     import psycopg
 
 memory.spin_briefly()  # before any test imports PyTorch
+pytest.register_assert_rewrite(  # what helpers assert is told in full, too
+    "tests.e2e.service_process", "tests.integration.bad_uploads", "tests.integration.event_sockets",
+    "tests.unit.deployments", "tests.unit.nhtsa",
+)  # fmt: skip
 
 
 def pytest_configure() -> None:

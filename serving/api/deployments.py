@@ -23,7 +23,6 @@ from neuroweaver.shapes.deployments import (
     ShadowTraffic,
 )
 from neuroweaver.users import User
-from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
 from serving.api.bodies import PlainJsonRoute, require_json
 from serving.api.paging import Paged
 from serving.auth.requirements import Caller, note_object, requires
@@ -60,7 +59,7 @@ def router(fleet: Fleet, shadows: Shadows) -> APIRouter:
     ) -> APIResponse[DeploymentList]:
         """Deployments of models that are there for the caller, the oldest first, those that have ended among them."""
         states = tuple(DeploymentState) if status is None else (status,)
-        seen = [name for name in MODEL_TYPES if user.sees(DEPARTMENT_OF[name])]
+        seen = user.model_types()
         total = await asyncio.to_thread(fleet.deployments.count, states, seen)
         found = await asyncio.to_thread(fleet.deployments.find, states, seen, limit=paging.limit, offset=paging.offset)
         return APIResponse(
@@ -108,7 +107,7 @@ def router(fleet: Fleet, shadows: Shadows) -> APIRouter:
 async def _seen(deployment_id: str, fleet: Fleet, user: User) -> DeploymentRecord:
     """Raises NotFoundError, also for one of a model that is not there for `user`."""
     record = await asyncio.to_thread(fleet.deployments.get, deployment_id)
-    if not user.sees(DEPARTMENT_OF[record.model_type]):
+    if record.model_type not in user.model_types():
         raise NotFoundError(f"no deployment {deployment_id!r}")
     return record
 

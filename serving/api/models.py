@@ -25,7 +25,6 @@ from neuroweaver.settings import Settings
 from neuroweaver.shapes.performance import ModelPerformanceData
 from neuroweaver.tasks import tasks_of
 from neuroweaver.users import User
-from neuroweaver.vocabulary import DEPARTMENT_OF
 from serving.api.logs import milliseconds
 from serving.api.paging import Paged
 from serving.api.performance import performance_of
@@ -110,8 +109,8 @@ def router(
         return _Listed(model, "deployed")
 
     async def _in_training(user: User) -> list[_Listed]:
-        jobs = await asyncio.to_thread(training.jobs.unfinished)
-        return [_Listed(_of_job(job), "training", False) for job in jobs if _is_seen(job, user)]
+        jobs, seen = await asyncio.to_thread(training.jobs.unfinished), user.model_types()
+        return [_Listed(_of_job(job), "training", False) for job in jobs if job.model_type in seen]
 
     def _model(listed: _Listed) -> AIModel:
         model, record = listed.model, catalog.record(listed.model.id)
@@ -148,11 +147,6 @@ def _of_job(job: JobRecord) -> ServedModel:
     """What a job makes has no version until it is registered, and goes by the job's id."""
     tasks = tuple(task.name for task in tasks_of(job.model_type))
     return ServedModel(job.id, job.model_type, None, tasks, trained_at=job.started_at)
-
-
-def _is_seen(job: JobRecord, user: User) -> bool:
-    department = DEPARTMENT_OF.get(job.model_type)  # none: of a configuration that was refused as a whole
-    return department is not None and user.sees(department)
 
 
 def _item(listed: _Listed, catalog: Catalog) -> dict[str, Any]:

@@ -125,9 +125,8 @@ def router(training: Training) -> APIRouter:
         asked: dict[str, Any] = body.model_dump(by_alias=True, mode="json")
         async with training.once(user, "start_training", idempotency_key, digest_of(asked)) as keyed:
             if keyed.answer is None:
-                seen = [name for name in MODEL_TYPES if user.sees(DEPARTMENT_OF[name])]
                 # Not taken back where the caller goes away: what was sent again would be another job.
-                accepted = await training.accept(keyed.subject, {**asked, "seen": seen})
+                accepted = await training.accept(keyed.subject, {**asked, "seen": list(user.model_types())})
                 started = TrainingStarted(model_id=body.model_type, **_snake(accepted))
                 keyed.answer = APIResponse(data=started).model_dump(by_alias=True, mode="json", exclude_none=True)
         note_object(request, keyed.answer["data"]["jobId"])
@@ -146,7 +145,7 @@ def router(training: Training) -> APIRouter:
     ) -> APIResponse[TrainingJobList]:
         """The training jobs of model types that are there for the caller, the newest first."""
         conditions: dict[str, Any] = {
-            "among": [name for name in MODEL_TYPES if user.sees(DEPARTMENT_OF[name])],
+            "among": user.model_types(),
             "created_until": _stored(created_until),
         }
         total = await asyncio.to_thread(training.jobs.count, status, model_type, **conditions)
@@ -252,8 +251,7 @@ async def _seen(job_id: str, training: Training, user: User) -> JobRecord:
         record = await asyncio.to_thread(training.jobs.get, job_id)
     except (NotFoundError, UsageError):
         raise missing from None
-    department = DEPARTMENT_OF.get(record.model_type)  # none: of a configuration that was refused as a whole
-    if record.id != job_id or department is None or not user.sees(department):
+    if record.id != job_id or record.model_type not in user.model_types():
         raise missing
     return record
 

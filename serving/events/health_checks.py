@@ -8,10 +8,10 @@ from collections.abc import Callable
 from time import monotonic
 
 from neuroweaver.deployments import UNFINISHED, DeploymentRecord, DeploymentState, draft
-from neuroweaver.errors import NeuroWeaverError
 from neuroweaver.events import HEALTH_CHECK, Draft, EventLog
 from neuroweaver.routing.breaker import Phase
 from neuroweaver.routing.vitals import vitals
+from serving import rounds
 from serving.fleet import Fleet
 from serving.router import Router
 
@@ -35,17 +35,7 @@ class HealthChecks:
 
     async def run(self) -> None:
         """Until cancelled. A store that fails is asked again."""
-        failing = False
-        while True:
-            try:
-                await self.look()
-            except NeuroWeaverError as error:
-                if not failing:
-                    _log.warning("health checks can't be written, trying again: %s", error)
-                failing = True
-            else:
-                failing = False
-            await asyncio.sleep(LOOK_SECONDS)
+        await rounds.run(self.look, LOOK_SECONDS, "health checks can't be written", _log)
 
     async def look(self) -> None:
         """Write a health check of all deployments where it is time, or else of those whose health has changed."""

@@ -23,11 +23,12 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.e2e.service_process import ServiceProcess
+
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SQLAlchemy's, about MLflow
 
 ROOT = Path(__file__).parents[2]
 DASHBOARD = ROOT / "configs" / "grafana" / "neuroweaver.json"
-STARTUP_SECONDS = 120
 SALES = "automotive-sales@1"
 LEAD: dict[str, Any] = {
     "agentType": "sales",
@@ -52,26 +53,10 @@ class Bento:
 
 
 @dataclass(frozen=True)
-class Served:
-    """A service that was started in `folder`."""
+class Served(ServiceProcess):
+    """One that was started in `folder`."""
 
-    client: httpx.Client
-    process: subprocess.Popen[bytes]
     folder: Path
-    log: Path
-
-    def wait_until(self, path: str, status: int) -> httpx.Response:
-        end = time.monotonic() + STARTUP_SECONDS
-        while time.monotonic() < end:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                response = self.client.get(path)
-                if response.status_code == status:
-                    return response
-            except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-        raise AssertionError(f"{path} never answered {status}: {self.log.read_text()}")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +112,7 @@ def running(bento: Bento, folder: Path, log: Path, **settings: str) -> Iterator[
         )  # fmt: skip
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         try:
-            yield Served(client, process, folder, log)
+            yield Served(process, client, log, folder)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

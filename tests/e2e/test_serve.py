@@ -30,10 +30,10 @@ from neuroweaver.executions import Executions, Selection
 from neuroweaver.issuer import LocalIssuer
 from neuroweaver.store import Store
 from neuroweaver.users import User
+from tests.e2e.service_process import STARTUP_SECONDS, ServiceProcess
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # SQLAlchemy's, about MLflow
 
-STARTUP_SECONDS = 120
 LEAD: dict[str, Any] = {
     "agentType": "sales",
     "promptTemplate": "salesAgent.leadQualification",
@@ -48,26 +48,8 @@ DIAGNOSIS: dict[str, Any] = {
 }
 
 
-@dataclass
-class Service:
-    """A running service. `group` is its process group, in which nothing may be left at the end."""
-
-    process: subprocess.Popen[bytes]
-    client: httpx.Client
-    log: Path
-
-    def wait_until(self, path: str, status: int) -> httpx.Response:
-        end = time.monotonic() + STARTUP_SECONDS
-        while time.monotonic() < end:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                response = self.client.get(path)
-                if response.status_code == status:
-                    return response
-            except httpx.TransportError:
-                pass
-            time.sleep(0.2)
-        raise AssertionError(f"{path} never answered {status}: {self.log.read_text()}")
+class Service(ServiceProcess):
+    """A running service, the leader of a process group in which nothing may be left at the end."""
 
     def stop(self) -> int:
         """SIGTERM to the process that was started, and the exit status it ends with."""

@@ -374,6 +374,7 @@ def test_a_job_is_followed_by_its_events(trained: Trained) -> None:
     *others, last = trained.place.events(trained.first.job_id)
 
     assert {event.type for event in others} == {PROGRESS}
+    assert others[0].data == {"epoch": 0, "totalEpochs": 9}, "before the first step"
     assert (last.type, last.model_id) == (COMPLETED, SALES)
     assert last.data["accuracy"] == pytest.approx(trained.first.candidate["field_accuracy"])
     told = [event.data for event in others if "loss" in event.data]

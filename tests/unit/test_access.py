@@ -89,7 +89,7 @@ TABLE: dict[tuple[str, str], tuple[set[str], set[str]]] = {
     ("POST", "/v1/chat/completions"): (set(), PII),
     ("WEBSOCKET", "/ws"): (EVERY, EVERY),
 }
-IN_PROTOCOL = {SOCKET_IO_PATH}  # asks for its token itself: tests/integration/test_event_sockets.py
+IN_PROTOCOL = {SOCKET_IO_PATH}  # asks for its token itself: tests/integration/event_sockets/test_socket_io.py
 DOCUMENTATION = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}  # for everybody with a token
 
 

@@ -256,6 +256,21 @@ def test_watchers_hear_of_a_job_every_two_seconds_with_the_values_it_comes_with(
     assert jobs.get(job.id).progress is None
 
 
+def test_what_is_known_at_the_beginning_is_told_at_once_and_until_the_first_step(
+    jobs: Jobs, events: EventLog, job: JobRecord
+) -> None:
+    with TrainingProgress(
+        jobs, events, job.id, job.model_type, every_seconds=60, repeat_seconds=60, begun=Progress(total_epochs=3)
+    ) as progress:
+        until(lambda: events.read() != [])
+        assert jobs.get(job.id).progress is None, "no step has told of one"
+        told(progress, 7)
+
+    assert [event.data for event in events.read()] == [
+        {"epoch": 0, "totalEpochs": 3}, {"epoch": 0.07, "totalEpochs": 1, "loss": 1},
+    ]  # fmt: skip
+
+
 def test_progress_is_told_no_more_often_than_asked_however_often_it_changes(
     jobs: Jobs, events: EventLog, job: JobRecord
 ) -> None:

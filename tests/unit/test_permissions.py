@@ -8,7 +8,7 @@ import pytest
 
 from neuroweaver.permissions import ROLES, Permission, permissions_of
 from neuroweaver.users import LOCAL_USER, User
-from neuroweaver.vocabulary import DEPARTMENTS
+from neuroweaver.vocabulary import DEPARTMENTS, MODEL_TYPE_OF
 
 ADMIN, MANAGER, AGENT, EDITOR = (
     {"admin"},
@@ -60,6 +60,8 @@ def test_departments_limit_managers_and_agents_alone(role: str | None, departmen
 
     assert user.sees(department) is (role in ("admin", "editor") or department == "sales")
     assert user.sees(None)
+    assert (MODEL_TYPE_OF[department] in user.model_types()) is user.sees(department)
+    assert "unknown" not in user.model_types()
 
 
 def test_groups_are_read_as_they_are_written() -> None:

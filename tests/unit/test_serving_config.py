@@ -62,3 +62,24 @@ def test_the_settings_name_the_file_and_one_that_is_not_there_is_refused(
     assert fleet.bake.bake_seconds == 5
     with pytest.raises(ConfigError, match=r"no config file .*other\.yaml"):
         create_fleet(None, Catalog(), Settings(home=tmp_path, serving_config=Path("other.yaml")))  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of BentoML, as it is imported
+def test_a_service_says_what_is_wrong_with_it_before_its_engine_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from serving import service
+
+    monkeypatch.setenv("NEUROWEAVER_HOME", str(tmp_path))
+    monkeypatch.setenv("NEUROWEAVER_SERVING_CONFIG", str(tmp_path / "serving.yaml"))
+    monkeypatch.setattr(service, "front", service.Front())
+    (tmp_path / "serving.yaml").write_text("baek: 1\n")
+    started: list[Settings] = []
+    found = object.__new__(service.NeuroWeaver.inner)
+    found._stopping = False
+    found._start = started.append
+
+    found._load()
+
+    assert "baek: unknown key (did you mean 'bake'?)" in service.front.reason
+    assert started == []
