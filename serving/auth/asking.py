@@ -13,13 +13,13 @@ from starlette.requests import HTTPConnection
 
 from neuroweaver.overrides import SESSION, Asker
 from serving.api.bodies import WorkflowId
-from serving.auth.requirements import Caller
+from serving.auth.requirements import caller_of
 from serving.auth.tokens import MAX_SEEN
 
 
-async def _asker(connection: HTTPConnection, user: Caller, workflow_id: WorkflowId = None) -> Asker:
+async def _asker(connection: HTTPConnection, workflow_id: WorkflowId = None) -> Asker:
     session, ends_at = session_of(connection.state.token, datetime.now(UTC))
-    return Asker(user.id, session, ends_at, workflow_id)
+    return Asker(caller_of(connection).id, session, ends_at, workflow_id)
 
 
 Asking = Annotated[Asker, Depends(_asker)]
