@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from neuroweaver.database import Database
 from neuroweaver.store import storable, timestamp
@@ -20,6 +20,15 @@ from neuroweaver.users import User
 
 START = "0" * 64  # what the first entry follows
 _PAGE = 1000
+
+# Made once: to make one takes as long as to run it. The counter is as for events: its row is locked until the entries
+# are there.
+_COUNT = (
+    update(NUMBERS).where(NUMBERS.c.name == LAST_AUDIT_ENTRY)
+    .values(value=NUMBERS.c.value + bindparam("more")).returning(NUMBERS.c.value)
+)  # fmt: skip
+_HASH_OF = select(AUDIT.c.hash).where(AUDIT.c.id == bindparam("number"))
+_ADD = insert(AUDIT)
 
 
 @dataclass(frozen=True)
@@ -116,16 +125,13 @@ def append_to(connection: Connection, user: User, action: str, object: str, outc
 def _append_to(connection: Connection, acts: Sequence[Act]) -> list[AuditEntry]:
     if not acts:
         return []
-    last = NUMBERS.c.name == LAST_AUDIT_ENTRY
-    # A counter, as for events: its row is locked until the entries are there.
-    counted = update(NUMBERS).where(last).values(value=NUMBERS.c.value + len(acts)).returning(NUMBERS.c.value)
-    first = (connection.scalar(counted) or 0) - len(acts) + 1
-    before = connection.scalar(select(AUDIT.c.hash).where(AUDIT.c.id == first - 1)) or START
+    first = (connection.scalar(_COUNT, {"more": len(acts)}) or 0) - len(acts) + 1
+    before = connection.scalar(_HASH_OF, {"number": first - 1}) or START
     entries: list[AuditEntry] = []
     for number, act in enumerate(acts, first):
         entries.append(_made(number, act, before))
         before = entries[-1].hash
-    connection.execute(insert(AUDIT), [asdict(entry) for entry in entries])
+    connection.execute(_ADD, [vars(entry) for entry in entries])
     return entries
 
 
@@ -169,5 +175,5 @@ def _entry(row: Row[Any]) -> AuditEntry:
 
 def _hash(before: str, entry: AuditEntry) -> str:
     """SHA-256 over the hash before and the entry's values, as JSON so that no two entries read the same."""
-    values = [value for name, value in asdict(entry).items() if name != "hash"]
+    values = [value for name, value in vars(entry).items() if name != "hash"]
     return hashlib.sha256(json.dumps([before, *values]).encode()).hexdigest()

@@ -8,12 +8,20 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Connection, case, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, case, delete, func, insert, or_, select, update
 
 from neuroweaver.errors import UsageError
 from neuroweaver.store import Store, storable, timestamp
 from neuroweaver.tables import EXECUTIONS, LAST_EXECUTION, MAX_ERROR, NUMBERS
 from neuroweaver.vocabulary import MODEL_TYPES
+
+# Made once: to make one takes as long as to run it. The counter is as for events: its row is locked until they are
+# there, so that none comes in below a page.
+_COUNT = (
+    update(NUMBERS).where(NUMBERS.c.name == LAST_EXECUTION)
+    .values(value=NUMBERS.c.value + bindparam("more")).returning(NUMBERS.c.value)
+)  # fmt: skip
+_ADD = insert(EXECUTIONS)
 
 
 class ExecutionStatus(StrEnum):
@@ -108,13 +116,9 @@ class Executions:
         """Write them, all or none; they are on disk when this returns."""
         if not executions:
             return
-        last = NUMBERS.c.name == LAST_EXECUTION
         with self._store.write() as connection:
-            # A counter, as for events: its row is locked until they are there, so that none comes in below a page.
-            connection.execute(update(NUMBERS).where(last).values(value=NUMBERS.c.value + len(executions)))
-            first = (connection.scalar(select(NUMBERS.c.value).where(last)) or 0) - len(executions) + 1
-            rows = [_row(first + place, each) for place, each in enumerate(executions)]
-            connection.execute(insert(EXECUTIONS), rows)
+            first = (connection.scalar(_COUNT, {"more": len(executions)}) or 0) - len(executions) + 1
+            connection.execute(_ADD, [_row(first + place, each) for place, each in enumerate(executions)])
 
     def page(self, selection: Selection, limit: int, offset: int = 0) -> Page:
         """Pages of one selection fit together where all have the `through` of the first, whatever is added meanwhile.

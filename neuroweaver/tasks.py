@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from typing import Any, Literal
 
 from neuroweaver import vocabulary as words
@@ -60,7 +61,7 @@ class Task:
     labels: tuple[Column, ...]
     layout: Any
 
-    @property
+    @cached_property
     def columns(self) -> tuple[Column, ...]:
         return self.inputs + self.labels
 
@@ -68,14 +69,18 @@ class Task:
     def department(self) -> str:
         return words.DEPARTMENT_OF[self.model_type]
 
-    @property
+    @cached_property
     def variables(self) -> dict[str, str]:
         """Template variable (camelCase) -> input column (snake_case)."""
         names = {camel_case(column.name): column.name for column in self.inputs}
         return {variable: name for variable, name in names.items() if f"{{{variable}}}" in self.template}
 
     def column(self, name: str) -> Column:
-        return next(column for column in self.columns if column.name == name)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> dict[str, Column]:
+        return {column.name: column for column in self.columns}
 
 
 def camel_case(name: str) -> str:

@@ -92,17 +92,18 @@ def create_app(
     app.add_middleware(Gate, access=access)  # before the bodies
     app.add_middleware(RequestIds)
     app.include_router(health.router(engine))
+    # Routes are tried in this order, so those that models are asked by come first.
+    submissions = Submissions(engine, catalog, requests, standing, executions, settings)
+    app.include_router(prompts.router(submissions), prefix=PREFIX)
+    chats = Chats(engine, requests, executions, settings, base_name)
+    app.include_router(openai.router(chats, catalog, standing, settings, base_name))
     archive = Archive(partial(registry.versions, settings))
     app.include_router(models.router(catalog, fleet, archive, training, executions, settings), prefix=PREFIX)
     app.include_router(deployments.router(fleet, shadows), prefix=PREFIX)
     app.include_router(routing.router(requests, catalog, standing), prefix=PREFIX)
     app.include_router(overrides.router(standing), prefix=PREFIX)
     app.include_router(training_api.router(training), prefix=PREFIX)
-    submissions = Submissions(engine, catalog, requests, standing, executions, settings)
-    app.include_router(prompts.router(submissions), prefix=PREFIX)
     app.include_router(logs.router(executions), prefix=PREFIX)
-    chats = Chats(engine, requests, executions, settings, base_name)
-    app.include_router(openai.router(chats, catalog, standing, settings, base_name))
     app.include_router(websocket.router(events))
     app.mount(SOCKET_IO_PATH, SocketIO(events, access, settings.max_event_sockets))
     return app

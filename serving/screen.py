@@ -36,6 +36,8 @@ class Screen:
 def shown(path: str, templates: Collection[Template]) -> str:
     """The template that `path` follows, the one with the fewest places for anything; or a sign that it follows none."""
     parts = tuple(path.rstrip("/").split("/"))
+    if parts in templates:
+        return "/".join(parts)
     fitting: list[Template] = [each for each in templates if _fits(each, parts)]
     best = min(fitting, key=lambda each: each.count(ANY), default=("", ANY))
     return "/".join(best)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
+from bentoml._internal.server.http.traffic import TimeoutMiddleware
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -80,12 +81,18 @@ front = Front()
 
 
 class _Screened(bentoml.Service):  # type: ignore[misc]
-    """BentoML's service behind a screen: it writes what callers ask for into its log, metrics and spans."""
+    """BentoML's service behind a screen: it writes what callers ask for into its log, metrics and spans.
+
+    Without its deadline: that keeps every request in memory until the time has passed, answered or not, and what is
+    kept has Python look through it again and again.
+    """
 
     __slots__ = ()
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        return Screen(super().to_asgi(is_main), front.templates)
+        app = super().to_asgi(is_main)
+        app.user_middleware = [each for each in app.user_middleware if each.cls is not TimeoutMiddleware]
+        return Screen(app, front.templates)
 
 
 def _require_home_elsewhere(chosen: Settings) -> None:

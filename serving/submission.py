@@ -27,6 +27,8 @@ from serving.executions import ExecutionLog, Running
 from serving.overrides import StandingOverrides
 from serving.router import Router, Turn
 
+_SCHEMAS = {name: answers.schema(task) for name, task in tasks.TASKS.items()}
+
 _log = logging.getLogger(__name__)
 
 
@@ -178,7 +180,7 @@ class Submissions:
 
 def _asked(submission: Submission, model: ServedModel, seconds: float) -> EngineRequest:
     turns = (Message("user", submission.prompt),)
-    return EngineRequest(turns, model.id, seconds, schema=answers.schema(submission.task))
+    return EngineRequest(turns, model.id, seconds, schema=_SCHEMAS[submission.task.name])
 
 
 def _respond(

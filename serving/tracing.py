@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import time_ns
 
-from opentelemetry.trace import Tracer, set_span_in_context
+from opentelemetry.trace import Tracer, get_current_span, set_span_in_context
 
 from serving.engine.protocol import EngineAnswer, EngineRequest
 
@@ -12,13 +12,17 @@ from serving.engine.protocol import EngineAnswer, EngineRequest
 class Spans:
     """Spans of answered requests, below the HTTP request's; their attributes hold counts and no text.
 
-    The engine tells how long each part took when it is done, so all of them are made then.
+    The engine tells how long each part took when it is done, so all of them are made then; none where the HTTP
+    request's span was left out of the sample, so that they would go nowhere.
     """
 
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
 
     def observe(self, request: EngineRequest, answer: EngineAnswer) -> None:
+        around = get_current_span().get_span_context()
+        if around.is_valid and not around.trace_flags.sampled:
+            return
         total = answer.queue_seconds + answer.compute_seconds
         end = time_ns()
         arrived = end - _nanoseconds(total)

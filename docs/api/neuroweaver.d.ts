@@ -44,6 +44,118 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/v1/prompts/templates": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Templates
+         * @description The templates that prompts are made from, of the caller's departments.
+         *
+         *     Needs `executeWorkflows` or `testModels`.
+         */
+        get: operations["prompts-list_templates"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/v1/prompts": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Submit Prompt
+         * @description Answer a prompt template, filled from variables, with the model that serves it.
+         *
+         *     Personal data in the answer is shown to callers with `customerPII`; others see placeholders. With
+         *     `Accept: text/event-stream` the answer is a stream of events: `delta` with `{"text"}` as the model writes
+         *     (with `customerPII` alone), then `response` with what is answered otherwise, or `error` with an error's body.
+         *
+         *     Needs `executeWorkflows` or `testModels`.
+         */
+        post: operations["prompts-submit_prompt"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/chat/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Complete
+         * @description Continue a conversation by a model, its adapter, or the base model; the text goes out as it is written.
+         *
+         *     Needs `executeWorkflows` or `testModels`, and `customerPII`.
+         */
+        post: operations["openai-complete"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List Models
+         * @description The base model, the adapters beside it, and the upstreams.
+         *
+         *     Needs `executeWorkflows` or `testModels`.
+         */
+        get: operations["openai-list_models"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/models/{model_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Get Model
+         * @description Needs `executeWorkflows` or `testModels`.
+         */
+        get: operations["openai-get_model"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/v1/models": {
         parameters: {
             query?: never;
@@ -393,54 +505,6 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/api/v1/prompts/templates": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * List Templates
-         * @description The templates that prompts are made from, of the caller's departments.
-         *
-         *     Needs `executeWorkflows` or `testModels`.
-         */
-        get: operations["prompts-list_templates"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/v1/prompts": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Submit Prompt
-         * @description Answer a prompt template, filled from variables, with the model that serves it.
-         *
-         *     Personal data in the answer is shown to callers with `customerPII`; others see placeholders. With
-         *     `Accept: text/event-stream` the answer is a stream of events: `delta` with `{"text"}` as the model writes
-         *     (with `customerPII` alone), then `response` with what is answered otherwise, or `error` with an error's body.
-         *
-         *     Needs `executeWorkflows` or `testModels`.
-         */
-        post: operations["prompts-submit_prompt"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
     "/api/v1/logs/execution": {
         parameters: {
             query?: never;
@@ -455,70 +519,6 @@ export interface paths {
          *     Needs `viewPerformanceMetrics`.
          */
         get: operations["logs-list_executions"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/v1/chat/completions": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Complete
-         * @description Continue a conversation by a model, its adapter, or the base model; the text goes out as it is written.
-         *
-         *     Needs `executeWorkflows` or `testModels`, and `customerPII`.
-         */
-        post: operations["openai-complete"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/v1/models": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * List Models
-         * @description The base model, the adapters beside it, and the upstreams.
-         *
-         *     Needs `executeWorkflows` or `testModels`.
-         */
-        get: operations["openai-list_models"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/v1/models/{model_id}": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Get Model
-         * @description Needs `executeWorkflows` or `testModels`.
-         */
-        get: operations["openai-get_model"];
         put?: never;
         post?: never;
         delete?: never;
@@ -1562,25 +1562,6 @@ export interface components {
                 "application/json": components["schemas"]["ErrorBody"];
             };
         };
-        /** @description not found */
-        NotFound: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                /**
-                 * @example {
-                 *       "success": false,
-                 *       "message": "not found",
-                 *       "errors": [
-                 *         "no deployment 'dep_0123456789ab'"
-                 *       ],
-                 *       "code": "not_found"
-                 *     }
-                 */
-                "application/json": components["schemas"]["ErrorBody"];
-            };
-        };
         /** @description the request can't be read */
         Malformed: {
             headers: {
@@ -1600,22 +1581,20 @@ export interface components {
                 "application/json": components["schemas"]["ErrorBody"];
             };
         };
-        /** @description the request does not fit the state that this is in */
-        Conflict: {
+        /** @description not found */
+        NotFound: {
             headers: {
-                /** @description seconds, where the first request under an `Idempotency-Key` is not answered yet */
-                "Retry-After"?: string;
                 [name: string]: unknown;
             };
             content: {
                 /**
                  * @example {
                  *       "success": false,
-                 *       "message": "the request does not fit the state that this is in",
+                 *       "message": "not found",
                  *       "errors": [
-                 *         "dep_0123456789ab is draining: only a deployment that serves can be changed"
+                 *         "no deployment 'dep_0123456789ab'"
                  *       ],
-                 *       "code": "conflict"
+                 *       "code": "not_found"
                  *     }
                  */
                 "application/json": components["schemas"]["ErrorBody"];
@@ -1654,63 +1633,6 @@ export interface components {
                  *         "the body must be application/json, got text/plain"
                  *       ],
                  *       "code": "wrong_media_type"
-                 *     }
-                 */
-                "application/json": components["schemas"]["ErrorBody"];
-            };
-        };
-        /** @description nothing can be stored */
-        DiskFull: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                /**
-                 * @example {
-                 *       "success": false,
-                 *       "message": "nothing can be stored",
-                 *       "errors": [
-                 *         "can't write the store: no space left on the disk"
-                 *       ],
-                 *       "code": "disk_full"
-                 *     }
-                 */
-                "application/json": components["schemas"]["ErrorBody"];
-            };
-        };
-        /** @description this has changed since it was read */
-        Stale: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                /**
-                 * @example {
-                 *       "success": false,
-                 *       "message": "this has changed since it was read",
-                 *       "errors": [
-                 *         "dep_0123456789ab is at revision 3, not 2: read it again"
-                 *       ],
-                 *       "code": "stale"
-                 *     }
-                 */
-                "application/json": components["schemas"]["ErrorBody"];
-            };
-        };
-        /** @description the body did not come in time */
-        TooSlow: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                /**
-                 * @example {
-                 *       "success": false,
-                 *       "message": "the body did not come in time",
-                 *       "errors": [
-                 *         "nothing was sent for 60 seconds"
-                 *       ],
-                 *       "code": "too_slow"
                  *     }
                  */
                 "application/json": components["schemas"]["ErrorBody"];
@@ -1950,6 +1872,84 @@ export interface components {
                 "application/json": components["schemas"]["OpenAIError"];
             };
         };
+        /** @description the request does not fit the state that this is in */
+        Conflict: {
+            headers: {
+                /** @description seconds, where the first request under an `Idempotency-Key` is not answered yet */
+                "Retry-After"?: string;
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "success": false,
+                 *       "message": "the request does not fit the state that this is in",
+                 *       "errors": [
+                 *         "dep_0123456789ab is draining: only a deployment that serves can be changed"
+                 *       ],
+                 *       "code": "conflict"
+                 *     }
+                 */
+                "application/json": components["schemas"]["ErrorBody"];
+            };
+        };
+        /** @description nothing can be stored */
+        DiskFull: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "success": false,
+                 *       "message": "nothing can be stored",
+                 *       "errors": [
+                 *         "can't write the store: no space left on the disk"
+                 *       ],
+                 *       "code": "disk_full"
+                 *     }
+                 */
+                "application/json": components["schemas"]["ErrorBody"];
+            };
+        };
+        /** @description this has changed since it was read */
+        Stale: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "success": false,
+                 *       "message": "this has changed since it was read",
+                 *       "errors": [
+                 *         "dep_0123456789ab is at revision 3, not 2: read it again"
+                 *       ],
+                 *       "code": "stale"
+                 *     }
+                 */
+                "application/json": components["schemas"]["ErrorBody"];
+            };
+        };
+        /** @description the body did not come in time */
+        TooSlow: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                /**
+                 * @example {
+                 *       "success": false,
+                 *       "message": "the body did not come in time",
+                 *       "errors": [
+                 *         "nothing was sent for 60 seconds"
+                 *       ],
+                 *       "code": "too_slow"
+                 *     }
+                 */
+                "application/json": components["schemas"]["ErrorBody"];
+            };
+        };
     };
     parameters: never;
     requestBodies: never;
@@ -1997,6 +1997,350 @@ export interface operations {
                 };
             };
             503: components["responses"]["Unavailable"];
+        };
+    };
+    "prompts-list_templates": {
+        parameters: {
+            query?: {
+                /** @description from 1 */
+                page?: number;
+                /** @description items on a page */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": true,
+                     *       "data": {
+                     *         "templates": [
+                     *           {
+                     *             "id": "salesAgent.leadQualification",
+                     *             "agentType": "sales",
+                     *             "modelType": "automotive-sales",
+                     *             "task": "lead-qualification",
+                     *             "template": "Analyze this customer inquiry for vehicle interest: {customerMessage}. Determine: 1) Vehicle type preference, 2) Budget range, 3) Timeline, 4) Financing needs.",
+                     *             "variables": [
+                     *               "customerMessage"
+                     *             ],
+                     *             "required": [
+                     *               "customerMessage"
+                     *             ],
+                     *             "expectedOutput": "LeadQualificationResult"
+                     *           }
+                     *         ]
+                     *       },
+                     *       "pagination": {
+                     *         "page": 1,
+                     *         "limit": 20,
+                     *         "total": 1,
+                     *         "totalPages": 1
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["APIResponse_PromptTemplates_"];
+                };
+            };
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            422: components["responses"]["InvalidContent"];
+            429: components["responses"]["LimitReached"];
+            500: components["responses"]["Internal"];
+            503: components["responses"]["Unavailable"];
+        };
+    };
+    "prompts-submit_prompt": {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description the workflow that asks, as `GET /logs/execution` is to name it */
+                "X-Workflow-Id"?: string | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "agentType": "sales",
+                 *       "promptTemplate": "salesAgent.leadQualification",
+                 *       "variables": {
+                 *         "customerMessage": "Looking for a used truck under 30k this month, and I have a car to trade in."
+                 *       },
+                 *       "context": {
+                 *         "dealership": "north",
+                 *         "department": "sales",
+                 *         "customerId": "c-1001"
+                 *       },
+                 *       "routing": {
+                 *         "maxCost": 0.01,
+                 *         "maxResponseTime": 20000
+                 *       }
+                 *     }
+                 */
+                "application/json": components["schemas"]["PromptSubmissionRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "success": true,
+                     *       "data": {
+                     *         "requestId": "req_0f8fad5bd9cb469fa16570867728950e",
+                     *         "modelUsed": "automotive-sales@3",
+                     *         "responseTime": 398.2,
+                     *         "cost": 0.0002,
+                     *         "confidence": 0.94,
+                     *         "content": {
+                     *           "text": "A used truck, up to $30,000, within 30 days; trade-in.",
+                     *           "structuredData": {
+                     *             "vehicleType": "truck",
+                     *             "condition": "used",
+                     *             "make": null,
+                     *             "model": null,
+                     *             "year": null,
+                     *             "budget": {
+                     *               "kind": "total",
+                     *               "min": null,
+                     *               "max": 30000
+                     *             },
+                     *             "timeline": "within_30d",
+                     *             "financing": "unknown",
+                     *             "tradeIn": "yes",
+                     *             "score": 80,
+                     *             "grade": "hot",
+                     *             "missing": [
+                     *               "financing"
+                     *             ]
+                     *           },
+                     *           "nextActions": [
+                     *             {
+                     *               "action": "Call the customer today",
+                     *               "priority": "high",
+                     *               "automated": false
+                     *             }
+                     *           ]
+                     *         },
+                     *         "automotive": {
+                     *           "department": "sales",
+                     *           "customerImpact": "high",
+                     *           "followUpRequired": true,
+                     *           "crmIntegration": {
+                     *             "updateCustomerRecord": true,
+                     *             "scheduleFollowUp": "2026-01-15T13:30:00Z"
+                     *           }
+                     *         },
+                     *         "metadata": {
+                     *           "processingSteps": [
+                     *             "filled template salesAgent.leadQualification"
+                     *           ],
+                     *           "dataSourcesUsed": [
+                     *             "variables.customerMessage"
+                     *           ]
+                     *         }
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["APIResponse_AIResponse_"];
+                    /**
+                     * @example event: response
+                     *     data: {"success":true,"data":{"requestId":"req_0f8fad5bd9cb469fa16570867728950e","modelUsed":"automotive-sales@3","responseTime":398.2,"cost":0.0002,"confidence":0.94,"content":{"text":"A used truck, up to $30,000, within 30 days; trade-in.","structuredData":{"vehicleType":"truck","condition":"used","make":null,"model":null,"year":null,"budget":{"kind":"total","min":null,"max":30000},"timeline":"within_30d","financing":"unknown","tradeIn":"yes","score":80,"grade":"hot","missing":["financing"]},"nextActions":[{"action":"Call the customer today","priority":"high","automated":false}]},"automotive":{"department":"sales","customerImpact":"high","followUpRequired":true,"crmIntegration":{"updateCustomerRecord":true,"scheduleFollowUp":"2026-01-15T13:30:00Z"}},"metadata":{"processingSteps":["filled template salesAgent.leadQualification"],"dataSourcesUsed":["variables.customerMessage"]}}}
+                     */
+                    "text/event-stream": string;
+                };
+            };
+            400: components["responses"]["Malformed"];
+            401: components["responses"]["Unauthenticated"];
+            403: components["responses"]["Forbidden"];
+            404: components["responses"]["NotFound"];
+            413: components["responses"]["TooLarge"];
+            415: components["responses"]["WrongMediaType"];
+            422: components["responses"]["InvalidContent"];
+            429: components["responses"]["LimitReached"];
+            500: components["responses"]["Internal"];
+            503: components["responses"]["Unavailable"];
+            504: components["responses"]["DeadlineExceeded"];
+        };
+    };
+    "openai-complete": {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description the workflow that asks, as `GET /logs/execution` is to name it */
+                "X-Workflow-Id"?: string | null;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                /**
+                 * @example {
+                 *       "model": "automotive-sales",
+                 *       "messages": [
+                 *         {
+                 *           "role": "user",
+                 *           "content": "Which trucks tow 5,000 pounds?"
+                 *         }
+                 *       ],
+                 *       "stream": false,
+                 *       "max_tokens": 64,
+                 *       "temperature": 0
+                 *     }
+                 */
+                "application/json": components["schemas"]["ChatCompletionRequest"];
+            };
+        };
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "id": "chatcmpl-0f8fad5bd9cb469fa16570867728950e",
+                     *       "object": "chat.completion",
+                     *       "created": 1768469400,
+                     *       "model": "automotive-sales@3",
+                     *       "choices": [
+                     *         {
+                     *           "index": 0,
+                     *           "message": {
+                     *             "role": "assistant",
+                     *             "content": "Most full-size trucks do."
+                     *           },
+                     *           "finish_reason": "stop"
+                     *         }
+                     *       ],
+                     *       "usage": {
+                     *         "prompt_tokens": 40,
+                     *         "completion_tokens": 12,
+                     *         "total_tokens": 52,
+                     *         "prompt_tokens_details": {
+                     *           "cached_tokens": 16
+                     *         },
+                     *         "completion_tokens_details": {
+                     *           "forced_tokens": 0
+                     *         },
+                     *         "cost": 0.0001
+                     *       }
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ChatCompletion"];
+                    /**
+                     * @example data: {"id":"chatcmpl-0f8fad5bd9cb469fa16570867728950e","object":"chat.completion.chunk","created":1768469400,"model":"automotive-sales@3","choices":[{"index":0,"delta":{"content":"Hello"}}]}
+                     *
+                     *     data: [DONE]
+                     */
+                    "text/event-stream": string;
+                };
+            };
+            400: components["responses"]["OpenAIMalformed"];
+            401: components["responses"]["OpenAIUnauthenticated"];
+            403: components["responses"]["OpenAIForbidden"];
+            404: components["responses"]["OpenAINotFound"];
+            413: components["responses"]["OpenAITooLarge"];
+            415: components["responses"]["OpenAIWrongMediaType"];
+            422: components["responses"]["OpenAIInvalidContent"];
+            429: components["responses"]["OpenAILimitReached"];
+            500: components["responses"]["OpenAIInternal"];
+            503: components["responses"]["OpenAIUnavailable"];
+            504: components["responses"]["OpenAIDeadlineExceeded"];
+        };
+    };
+    "openai-list_models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "object": "list",
+                     *       "data": [
+                     *         {
+                     *           "id": "automotive-sales@3",
+                     *           "object": "model",
+                     *           "created": 1768469400,
+                     *           "owned_by": "neuroweaver",
+                     *           "parent": "SmolLM2-135M-Instruct"
+                     *         }
+                     *       ]
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ModelCards"];
+                };
+            };
+            401: components["responses"]["OpenAIUnauthenticated"];
+            403: components["responses"]["OpenAIForbidden"];
+            429: components["responses"]["OpenAILimitReached"];
+            500: components["responses"]["OpenAIInternal"];
+            503: components["responses"]["OpenAIUnavailable"];
+        };
+    };
+    "openai-get_model": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                model_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Successful Response */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    /**
+                     * @example {
+                     *       "id": "automotive-sales@3",
+                     *       "object": "model",
+                     *       "created": 1768469400,
+                     *       "owned_by": "neuroweaver",
+                     *       "parent": "SmolLM2-135M-Instruct"
+                     *     }
+                     */
+                    "application/json": components["schemas"]["ModelCard"];
+                };
+            };
+            401: components["responses"]["OpenAIUnauthenticated"];
+            403: components["responses"]["OpenAIForbidden"];
+            404: components["responses"]["OpenAINotFound"];
+            429: components["responses"]["OpenAILimitReached"];
+            500: components["responses"]["OpenAIInternal"];
+            503: components["responses"]["OpenAIUnavailable"];
         };
     };
     "models-list_models": {
@@ -3245,186 +3589,6 @@ export interface operations {
             507: components["responses"]["DiskFull"];
         };
     };
-    "prompts-list_templates": {
-        parameters: {
-            query?: {
-                /** @description from 1 */
-                page?: number;
-                /** @description items on a page */
-                limit?: number;
-            };
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "success": true,
-                     *       "data": {
-                     *         "templates": [
-                     *           {
-                     *             "id": "salesAgent.leadQualification",
-                     *             "agentType": "sales",
-                     *             "modelType": "automotive-sales",
-                     *             "task": "lead-qualification",
-                     *             "template": "Analyze this customer inquiry for vehicle interest: {customerMessage}. Determine: 1) Vehicle type preference, 2) Budget range, 3) Timeline, 4) Financing needs.",
-                     *             "variables": [
-                     *               "customerMessage"
-                     *             ],
-                     *             "required": [
-                     *               "customerMessage"
-                     *             ],
-                     *             "expectedOutput": "LeadQualificationResult"
-                     *           }
-                     *         ]
-                     *       },
-                     *       "pagination": {
-                     *         "page": 1,
-                     *         "limit": 20,
-                     *         "total": 1,
-                     *         "totalPages": 1
-                     *       }
-                     *     }
-                     */
-                    "application/json": components["schemas"]["APIResponse_PromptTemplates_"];
-                };
-            };
-            401: components["responses"]["Unauthenticated"];
-            403: components["responses"]["Forbidden"];
-            422: components["responses"]["InvalidContent"];
-            429: components["responses"]["LimitReached"];
-            500: components["responses"]["Internal"];
-            503: components["responses"]["Unavailable"];
-        };
-    };
-    "prompts-submit_prompt": {
-        parameters: {
-            query?: never;
-            header?: {
-                /** @description the workflow that asks, as `GET /logs/execution` is to name it */
-                "X-Workflow-Id"?: string | null;
-            };
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                /**
-                 * @example {
-                 *       "agentType": "sales",
-                 *       "promptTemplate": "salesAgent.leadQualification",
-                 *       "variables": {
-                 *         "customerMessage": "Looking for a used truck under 30k this month, and I have a car to trade in."
-                 *       },
-                 *       "context": {
-                 *         "dealership": "north",
-                 *         "department": "sales",
-                 *         "customerId": "c-1001"
-                 *       },
-                 *       "routing": {
-                 *         "maxCost": 0.01,
-                 *         "maxResponseTime": 20000
-                 *       }
-                 *     }
-                 */
-                "application/json": components["schemas"]["PromptSubmissionRequest"];
-            };
-        };
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "success": true,
-                     *       "data": {
-                     *         "requestId": "req_0f8fad5bd9cb469fa16570867728950e",
-                     *         "modelUsed": "automotive-sales@3",
-                     *         "responseTime": 398.2,
-                     *         "cost": 0.0002,
-                     *         "confidence": 0.94,
-                     *         "content": {
-                     *           "text": "A used truck, up to $30,000, within 30 days; trade-in.",
-                     *           "structuredData": {
-                     *             "vehicleType": "truck",
-                     *             "condition": "used",
-                     *             "make": null,
-                     *             "model": null,
-                     *             "year": null,
-                     *             "budget": {
-                     *               "kind": "total",
-                     *               "min": null,
-                     *               "max": 30000
-                     *             },
-                     *             "timeline": "within_30d",
-                     *             "financing": "unknown",
-                     *             "tradeIn": "yes",
-                     *             "score": 80,
-                     *             "grade": "hot",
-                     *             "missing": [
-                     *               "financing"
-                     *             ]
-                     *           },
-                     *           "nextActions": [
-                     *             {
-                     *               "action": "Call the customer today",
-                     *               "priority": "high",
-                     *               "automated": false
-                     *             }
-                     *           ]
-                     *         },
-                     *         "automotive": {
-                     *           "department": "sales",
-                     *           "customerImpact": "high",
-                     *           "followUpRequired": true,
-                     *           "crmIntegration": {
-                     *             "updateCustomerRecord": true,
-                     *             "scheduleFollowUp": "2026-01-15T13:30:00Z"
-                     *           }
-                     *         },
-                     *         "metadata": {
-                     *           "processingSteps": [
-                     *             "filled template salesAgent.leadQualification"
-                     *           ],
-                     *           "dataSourcesUsed": [
-                     *             "variables.customerMessage"
-                     *           ]
-                     *         }
-                     *       }
-                     *     }
-                     */
-                    "application/json": components["schemas"]["APIResponse_AIResponse_"];
-                    /**
-                     * @example event: response
-                     *     data: {"success":true,"data":{"requestId":"req_0f8fad5bd9cb469fa16570867728950e","modelUsed":"automotive-sales@3","responseTime":398.2,"cost":0.0002,"confidence":0.94,"content":{"text":"A used truck, up to $30,000, within 30 days; trade-in.","structuredData":{"vehicleType":"truck","condition":"used","make":null,"model":null,"year":null,"budget":{"kind":"total","min":null,"max":30000},"timeline":"within_30d","financing":"unknown","tradeIn":"yes","score":80,"grade":"hot","missing":["financing"]},"nextActions":[{"action":"Call the customer today","priority":"high","automated":false}]},"automotive":{"department":"sales","customerImpact":"high","followUpRequired":true,"crmIntegration":{"updateCustomerRecord":true,"scheduleFollowUp":"2026-01-15T13:30:00Z"}},"metadata":{"processingSteps":["filled template salesAgent.leadQualification"],"dataSourcesUsed":["variables.customerMessage"]}}}
-                     */
-                    "text/event-stream": string;
-                };
-            };
-            400: components["responses"]["Malformed"];
-            401: components["responses"]["Unauthenticated"];
-            403: components["responses"]["Forbidden"];
-            404: components["responses"]["NotFound"];
-            413: components["responses"]["TooLarge"];
-            415: components["responses"]["WrongMediaType"];
-            422: components["responses"]["InvalidContent"];
-            429: components["responses"]["LimitReached"];
-            500: components["responses"]["Internal"];
-            503: components["responses"]["Unavailable"];
-            504: components["responses"]["DeadlineExceeded"];
-        };
-    };
     "logs-list_executions": {
         parameters: {
             query?: {
@@ -3499,170 +3663,6 @@ export interface operations {
             429: components["responses"]["LimitReached"];
             500: components["responses"]["Internal"];
             503: components["responses"]["Unavailable"];
-        };
-    };
-    "openai-complete": {
-        parameters: {
-            query?: never;
-            header?: {
-                /** @description the workflow that asks, as `GET /logs/execution` is to name it */
-                "X-Workflow-Id"?: string | null;
-            };
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                /**
-                 * @example {
-                 *       "model": "automotive-sales",
-                 *       "messages": [
-                 *         {
-                 *           "role": "user",
-                 *           "content": "Which trucks tow 5,000 pounds?"
-                 *         }
-                 *       ],
-                 *       "stream": false,
-                 *       "max_tokens": 64,
-                 *       "temperature": 0
-                 *     }
-                 */
-                "application/json": components["schemas"]["ChatCompletionRequest"];
-            };
-        };
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "id": "chatcmpl-0f8fad5bd9cb469fa16570867728950e",
-                     *       "object": "chat.completion",
-                     *       "created": 1768469400,
-                     *       "model": "automotive-sales@3",
-                     *       "choices": [
-                     *         {
-                     *           "index": 0,
-                     *           "message": {
-                     *             "role": "assistant",
-                     *             "content": "Most full-size trucks do."
-                     *           },
-                     *           "finish_reason": "stop"
-                     *         }
-                     *       ],
-                     *       "usage": {
-                     *         "prompt_tokens": 40,
-                     *         "completion_tokens": 12,
-                     *         "total_tokens": 52,
-                     *         "prompt_tokens_details": {
-                     *           "cached_tokens": 16
-                     *         },
-                     *         "completion_tokens_details": {
-                     *           "forced_tokens": 0
-                     *         },
-                     *         "cost": 0.0001
-                     *       }
-                     *     }
-                     */
-                    "application/json": components["schemas"]["ChatCompletion"];
-                    /**
-                     * @example data: {"id":"chatcmpl-0f8fad5bd9cb469fa16570867728950e","object":"chat.completion.chunk","created":1768469400,"model":"automotive-sales@3","choices":[{"index":0,"delta":{"content":"Hello"}}]}
-                     *
-                     *     data: [DONE]
-                     */
-                    "text/event-stream": string;
-                };
-            };
-            400: components["responses"]["OpenAIMalformed"];
-            401: components["responses"]["OpenAIUnauthenticated"];
-            403: components["responses"]["OpenAIForbidden"];
-            404: components["responses"]["OpenAINotFound"];
-            413: components["responses"]["OpenAITooLarge"];
-            415: components["responses"]["OpenAIWrongMediaType"];
-            422: components["responses"]["OpenAIInvalidContent"];
-            429: components["responses"]["OpenAILimitReached"];
-            500: components["responses"]["OpenAIInternal"];
-            503: components["responses"]["OpenAIUnavailable"];
-            504: components["responses"]["OpenAIDeadlineExceeded"];
-        };
-    };
-    "openai-list_models": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "object": "list",
-                     *       "data": [
-                     *         {
-                     *           "id": "automotive-sales@3",
-                     *           "object": "model",
-                     *           "created": 1768469400,
-                     *           "owned_by": "neuroweaver",
-                     *           "parent": "SmolLM2-135M-Instruct"
-                     *         }
-                     *       ]
-                     *     }
-                     */
-                    "application/json": components["schemas"]["ModelCards"];
-                };
-            };
-            401: components["responses"]["OpenAIUnauthenticated"];
-            403: components["responses"]["OpenAIForbidden"];
-            429: components["responses"]["OpenAILimitReached"];
-            500: components["responses"]["OpenAIInternal"];
-            503: components["responses"]["OpenAIUnavailable"];
-        };
-    };
-    "openai-get_model": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                model_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Successful Response */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    /**
-                     * @example {
-                     *       "id": "automotive-sales@3",
-                     *       "object": "model",
-                     *       "created": 1768469400,
-                     *       "owned_by": "neuroweaver",
-                     *       "parent": "SmolLM2-135M-Instruct"
-                     *     }
-                     */
-                    "application/json": components["schemas"]["ModelCard"];
-                };
-            };
-            401: components["responses"]["OpenAIUnauthenticated"];
-            403: components["responses"]["OpenAIForbidden"];
-            404: components["responses"]["OpenAINotFound"];
-            429: components["responses"]["OpenAILimitReached"];
-            500: components["responses"]["OpenAIInternal"];
-            503: components["responses"]["OpenAIUnavailable"];
         };
     };
 }

@@ -60,12 +60,13 @@ class Breaker:
             if not probe:
                 return self
             return Breaker(0, (), self.ejections, None, self.ejected_until) if answered else self._ejected(now, rules)
-        outcomes = (*self.outcomes[1 - _KEPT :], (now, answered))
-        recent = tuple(outcome for outcome in outcomes if outcome[0] > now - rules.window_seconds)
+        recent = (*_since(now - rules.window_seconds, self.outcomes[1 - _KEPT :]), (now, answered))
         after = replace(self, consecutive=0 if answered else self.consecutive + 1, outcomes=recent)
+        if answered:
+            return after
         failed = sum(not ok for _, ok in recent)
         too_often = len(recent) >= rules.minimum_requests and failed >= rules.error_rate * len(recent)
-        if not answered and (after.consecutive >= rules.consecutive_errors or too_often):
+        if after.consecutive >= rules.consecutive_errors or too_often:
             return after._ejected(now, rules)
         return after
 
@@ -80,3 +81,10 @@ class Breaker:
         longer = rules.first_ejection_seconds * 2.0 ** min(ejections - 1, 30)
         until = now + min(longer, rules.longest_ejection_seconds)
         return Breaker(0, (), ejections, until, until)
+
+
+def _since(time: float, outcomes: tuple[tuple[float, bool], ...]) -> tuple[tuple[float, bool], ...]:
+    """Those after `time`; they are in order, so that most often it is all of them."""
+    if not outcomes or outcomes[0][0] > time:
+        return outcomes
+    return tuple(outcome for outcome in outcomes if outcome[0] > time)

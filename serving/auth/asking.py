@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated
 
 import jwt
@@ -12,12 +13,13 @@ from starlette.requests import HTTPConnection
 
 from neuroweaver.overrides import SESSION, Asker
 from serving.api.bodies import WorkflowId
-from serving.auth.requirements import Caller
+from serving.auth.requirements import caller_of
+from serving.auth.tokens import MAX_SEEN
 
 
-async def _asker(connection: HTTPConnection, user: Caller, workflow_id: WorkflowId = None) -> Asker:
+async def _asker(connection: HTTPConnection, workflow_id: WorkflowId = None) -> Asker:
     session, ends_at = session_of(connection.state.token, datetime.now(UTC))
-    return Asker(user.id, session, ends_at, workflow_id)
+    return Asker(caller_of(connection).id, session, ends_at, workflow_id)
 
 
 Asking = Annotated[Asker, Depends(_asker)]
@@ -32,8 +34,14 @@ def session_of(token: str | None, now: datetime) -> tuple[str, datetime]:
     latest = now + SESSION
     if token is None:
         return "", latest
+    name, ends_at = _named(token)
+    return name, latest if ends_at is None else datetime.fromtimestamp(min(ends_at, latest.timestamp()), UTC)
+
+
+@lru_cache(maxsize=MAX_SEEN)
+def _named(token: str) -> tuple[str, float | None]:
+    """The session of a token, and when that ends, where it is a session of its own."""
     claims = jwt.decode(token, options={"verify_signature": False})
     if isinstance(first := claims.get("origin_jti"), str) and first:
-        return f"origin {first}", latest
-    seconds = min(float(claims["exp"]), latest.timestamp())
-    return hashlib.sha256(token.encode()).hexdigest(), datetime.fromtimestamp(seconds, UTC)
+        return f"origin {first}", None
+    return hashlib.sha256(token.encode()).hexdigest(), float(claims["exp"])

@@ -17,8 +17,13 @@ from neuroweaver.permissions import Permission
 from neuroweaver.users import User
 
 
-async def _caller(connection: HTTPConnection) -> User:
+def caller_of(connection: HTTPConnection) -> User:
+    """Who has passed the gate."""
     return cast(User, connection.state.user)
+
+
+async def _caller(connection: HTTPConnection) -> User:
+    return caller_of(connection)
 
 
 Caller = Annotated[User, Depends(_caller)]
@@ -29,7 +34,8 @@ def requires(*any_of: Permission) -> params.Security:
     return params.Security(_check, scopes=list(any_of))
 
 
-async def _check(needed: SecurityScopes, user: Caller) -> None:
+async def _check(needed: SecurityScopes, connection: HTTPConnection) -> None:
+    user = caller_of(connection)
     if not any(user.may(cast(Permission, name)) for name in needed.scopes):
         raise HTTPException(403, f"{' or '.join(needed.scopes)} is needed; your role is {user.role or 'none'}")
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, StaticSampler
 from prometheus_client.parser import text_string_to_metric_families
 
 from serving.engine.protocol import EngineAnswer, EngineRequest, EngineStats, Message
@@ -45,6 +47,23 @@ def test_a_request_is_a_span_with_its_wait_its_reading_and_its_answering_below_t
     assert whole.attributes["gen_ai.request.model"] == "parts-specialist@3"
     assert whole.attributes["gen_ai.usage.output_tokens"] == 21
     assert "Canary" not in "".join(span.to_json() for span in spans.values())
+
+
+def test_a_request_that_was_left_out_of_the_sample_has_no_spans_of_ours() -> None:
+    made: list[str] = []
+
+    class Made(SpanProcessor):
+        def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+            made.append(span.name)
+
+    provider = TracerProvider(sampler=StaticSampler(Decision.RECORD_ONLY))
+    provider.add_span_processor(Made())
+    tracer = provider.get_tracer("test")
+
+    with tracer.start_as_current_span("POST /api/v1/prompts"):
+        Spans(tracer).observe(REQUEST, ANSWER)
+
+    assert made == ["POST /api/v1/prompts"]
 
 
 def test_the_histogram_of_batch_sizes_counts_every_step_once() -> None:

@@ -1,0 +1,53 @@
+"""What BentoML puts around the app."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+
+
+class Span:
+    """Something that the code of a request knows of it."""
+
+
+_span: ContextVar[Span] = ContextVar("span")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of BentoML, as it is imported
+def test_nothing_of_a_request_stays_when_it_is_answered() -> None:
+    from serving.service import NeuroWeaver
+
+    app = NeuroWeaver.to_asgi()
+
+    async def answered() -> tuple[int, bool]:
+        span, statuses = Span(), list[int]()
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET", "scheme": "http",
+            "path": "/api/v1/models", "raw_path": b"/api/v1/models", "query_string": b"", "root_path": "",
+            "headers": [], "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
+        }  # fmt: skip
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        async def one(span: Span) -> None:
+            _span.set(span)
+            await app(scope, receive, send)
+
+        await asyncio.create_task(one(span))
+        left = weakref.ref(span)
+        del span
+        await asyncio.sleep(0)  # the loop holds what has just ended
+        gc.collect()
+        return statuses[0], left() is None
+
+    assert asyncio.run(answered()) == (503, True)
