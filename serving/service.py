@@ -83,8 +83,8 @@ front = Front()
 class _Screened(bentoml.Service):  # type: ignore[misc]
     """BentoML's service behind a screen: it writes what callers ask for into its log, metrics and spans.
 
-    Without its deadline: that keeps every request in memory until the time has passed, answered or not, and what is
-    kept has Python look through it again and again.
+    Without its deadline: the engine has one of its own, and answers with our bodies. BentoML's would also keep every
+    request in memory until its time has passed, answered or not, and have Python look through what is kept.
     """
 
     __slots__ = ()
@@ -102,8 +102,7 @@ def _require_home_elsewhere(chosen: Settings) -> None:
         raise ConfigError("NEUROWEAVER_HOME must be set, to an absolute path: a bento runs in its own folder")
 
 
-# The engine has a deadline and a bound of its own, and answers with our bodies; BentoML's would come first.
-@bentoml.service(name="neuroweaver", workers=1, traffic={"timeout": 24 * 3600}, service_class=_Screened)
+@bentoml.service(name="neuroweaver", workers=1, service_class=_Screened)
 @bentoml.asgi_app(front, path="/")
 class NeuroWeaver:
     def __init__(self) -> None:
