@@ -16,7 +16,7 @@ from serving.api.examples import examples
 _ANSWER = examples()["post", "/api/v1/prompts"].answer
 
 
-@bentoml.service(name="bare", workers=1, traffic={"timeout": 24 * 3600})
+@bentoml.service(name="bare", workers=1)
 class Bare:
     @bentoml.api
     async def submit(
