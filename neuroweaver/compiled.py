@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -21,6 +22,17 @@ Signatures = Mapping[str, tuple[type | None, Sequence[type]]]  # by function, wh
 
 _FLAGS = ("-O3", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 _SECONDS = 120
+
+_log = logging.getLogger(__name__)
+
+
+def find(source: Path, signatures: Signatures) -> ctypes.CDLL | None:
+    """The kernels of `source`, compiled on the first call a machine ever makes; None without a compiler that can."""
+    try:
+        return build(source, signatures)
+    except (OSError, subprocess.SubprocessError) as error:
+        _log.info("no kernels of our own on this machine: %s", error)
+        return None
 
 
 def build(source: Path, signatures: Signatures, march: str = "native") -> ctypes.CDLL:

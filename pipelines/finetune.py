@@ -117,14 +117,15 @@ def finetune(
         raise TrainingError(f"nothing to train on: {steps_per_epoch} batches and {len(validation)} validation examples")
     torch.manual_seed(seed)
     model.to(precision.device, precision.dtype)
-    is_packed = packed.enable(model, sorted(validation, key=len)[:2])
+    shortest = sorted(validation, key=len)[:2]
+    is_packed = packed.enable(model, shortest)
     peft_model = lora.add(model, config)
     if start_from is not None:
         lora.start_from(peft_model, start_from)
     if precision.device.type == "cpu" and not training.compile:
         lora.merge_in_forward(peft_model)
         if is_packed:
-            fused.enable(model, sorted(validation, key=len)[:2])
+            fused.enable(model, shortest)
     if training.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise ConfigError(f"training.gradient_checkpointing: {type(model).__name__} can't do it; set it to false")

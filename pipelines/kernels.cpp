@@ -128,6 +128,17 @@ struct Heads {
     int64_t value(int head) const { return (int64_t)(queries + keys + head) * channels; }
 };
 
+// The queries of one head for `many` tokens from `token` on, turned and times `scale`.
+inline void turn_queries(const Heads& heads, int head, int64_t token, int many, const float* qkv, const float* cos_ND,
+                         const float* sin_ND, float scale, float* queries_TD) {
+    const int channels = heads.channels;
+    for (int t = 0; t < many; t++) {
+        const float* from = qkv + (token + t) * heads.width() + heads.query(head);
+        const int64_t angle = (token + t) * channels;
+        turn(from, cos_ND + angle, sin_ND + angle, channels, scale, false, queries_TD + t * channels);
+    }
+}
+
 // What a row's own tokens look at: the first `prefix` tokens of all, then from `start` on up to themselves.
 struct Row {
     int64_t start;
@@ -253,11 +264,7 @@ void nw_attend(const float* qkv, const float* cos_ND, const float* sin_ND, const
             for (int first = 0; first < row.own; first += QUERIES) {
                 const int many = std::min(QUERIES, row.own - first), visible = row.prefix + first + many;
                 const int64_t token = row.start + first, columns = whole_tiles(visible);
-                for (int t = 0; t < many; t++) {
-                    const float* from = qkv + (token + t) * heads.width() + heads.query(h);
-                    const int64_t angle = (token + t) * D;
-                    turn(from, cos_ND + angle, sin_ND + angle, D, scale, false, &queries[t * D]);
-                }
+                turn_queries(heads, h, token, many, qkv, cos_ND, sin_ND, scale, queries.data());
                 multiply({queries.data(), D, 1}, seen.keys_DS.data(), seen.width, many, columns, D, scores.data(),
                          seen.width, false);
                 for (int t = 0; t < many; t++) {
@@ -311,11 +318,7 @@ void nw_attend_back(const float* dy_NHD, const float* y_NHD, const float* lse_NH
                 const int many = std::min(QUERIES, row.own - first), visible = row.prefix + first + many;
                 const int64_t token = row.start + first, columns = whole_tiles(visible);
                 const float *dy = dy_NHD + token * y_width + h * D, *y = y_NHD + token * y_width + h * D;
-                for (int t = 0; t < many; t++) {
-                    const float* from = qkv + (token + t) * heads.width() + heads.query(h);
-                    const int64_t angle = (token + t) * D;
-                    turn(from, cos_ND + angle, sin_ND + angle, D, scale, false, &queries[t * D]);
-                }
+                turn_queries(heads, h, token, many, qkv, cos_ND, sin_ND, scale, queries.data());
                 multiply({queries.data(), D, 1}, seen.keys_DS.data(), seen.width, many, columns, D, weights.data(),
                          seen.width, false);
                 multiply({dy, y_width, 1}, seen.values_DS.data(), seen.width, many, columns, D, gradients.data(),

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import subprocess
 from ctypes import c_float, c_int64, c_void_p
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from neuroweaver.compiled import pointer
 
 TILE = 16  # widths of heads and gates are multiples of it
 
+_SOURCE = Path(__file__).with_name("kernels.cpp")
 _SIGNATURES: dict[str, tuple[None, list[type]]] = {
     "nw_norm": (None, [c_void_p, c_void_p, c_float, c_int64, c_int64, c_void_p, c_void_p]),
     "nw_norm_back": (None, [*[c_void_p] * 4, c_int64, c_int64, c_void_p]),
@@ -32,22 +31,16 @@ _SIGNATURES: dict[str, tuple[None, list[type]]] = {
     "nw_cross_entropy": (None, [c_void_p, c_void_p, c_int64, c_int64, c_void_p]),
 }
 
-_log = logging.getLogger(__name__)
-
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, compiled on the first call a machine ever makes; None where it has no compiler that can."""
-    try:
-        return build()
-    except (OSError, subprocess.SubprocessError) as error:
-        _log.info("no kernels of our own on this machine: %s", error)
-        return None
+    """The kernels for this machine; None where it has no compiler that can."""
+    return compiled.find(_SOURCE, _SIGNATURES)
 
 
-def build(march: str = "native") -> ctypes.CDLL:
+def build(march: str) -> ctypes.CDLL:
     """The kernels for the processor `march`, as GCC names them. Raises OSError or SubprocessError."""
-    return compiled.build(Path(__file__).with_name("kernels.cpp"), _SIGNATURES, march)
+    return compiled.build(_SOURCE, _SIGNATURES, march)
 
 
 def _kernels() -> ctypes.CDLL:

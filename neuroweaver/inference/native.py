@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import logging
-import subprocess
 from ctypes import c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
@@ -17,8 +15,6 @@ from neuroweaver.compiled import pointer as pointer
 
 GROUP = 32  # inputs of an 8-bit product come in groups of so many
 TILE = 16  # ranks and widths of LoRA pieces are padded to multiples of it
-
-_log = logging.getLogger(__name__)
 
 
 class LoraPiece(ctypes.Structure):
@@ -30,6 +26,7 @@ class LoraPiece(ctypes.Structure):
     )  # fmt: skip
 
 
+_SOURCE = Path(__file__).with_name("native.cpp")
 _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
     "nw_packed_bytes": (c_int64, [c_int64] * 2),
     "nw_pack": (None, [c_void_p, c_int64, c_int64, c_void_p]),
@@ -43,14 +40,10 @@ _SIGNATURES: dict[str, tuple[type | None, list[type]]] = {
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The kernels, compiled on the first call a machine ever makes; None where it has no compiler that can."""
-    try:
-        return build()
-    except (OSError, subprocess.SubprocessError) as error:
-        _log.info("no kernels of our own on this machine: %s", error)
-        return None
+    """The kernels for this machine; None where it has no compiler that can."""
+    return compiled.find(_SOURCE, _SIGNATURES)
 
 
-def build(march: str = "native") -> ctypes.CDLL:
+def build(march: str) -> ctypes.CDLL:
     """The kernels for the processor `march`, as GCC names them. Raises OSError or SubprocessError."""
-    return compiled.build(Path(__file__).with_name("native.cpp"), _SIGNATURES, march)
+    return compiled.build(_SOURCE, _SIGNATURES, march)
