@@ -83,6 +83,7 @@ class AuditTrail:
 
     def __init__(self, store: Database) -> None:
         self._store = store
+        self._last: AuditEntry | None = None  # that was written through this object
 
     def append(self, user: User, action: str, object: str, outcome: str) -> AuditEntry:
         """Write an entry; it is on disk when this returns."""
@@ -92,7 +93,10 @@ class AuditTrail:
     def append_all(self, acts: Sequence[Act]) -> list[AuditEntry]:
         """Write entries in this order, all or none; they are on disk when this returns."""
         with self._store.write() as connection:
-            return _append_to(connection, acts)
+            entries = _append_to(connection, acts, self._last)
+        if entries:
+            self._last = entries[-1]
+        return entries
 
     def latest(
         self, limit: int, *, user: str | None = None, actions: Collection[str] = (), object: str | None = None
@@ -122,11 +126,15 @@ def append_to(connection: Connection, user: User, action: str, object: str, outc
     return entry
 
 
-def _append_to(connection: Connection, acts: Sequence[Act]) -> list[AuditEntry]:
+def _append_to(connection: Connection, acts: Sequence[Act], known: AuditEntry | None = None) -> list[AuditEntry]:
+    """`known` is an entry that is there: where it turns out to be the last one, its hash is not looked up."""
     if not acts:
         return []
     first = (connection.scalar(_COUNT, {"more": len(acts)}) or 0) - len(acts) + 1
-    before = connection.scalar(_HASH_OF, {"number": first - 1}) or START
+    if known is not None and known.id == first - 1:
+        before = known.hash
+    else:
+        before = connection.scalar(_HASH_OF, {"number": first - 1}) or START
     entries: list[AuditEntry] = []
     for number, act in enumerate(acts, first):
         entries.append(_made(number, act, before))

@@ -169,18 +169,18 @@ def _set_up_sqlite(connection: sqlite3.Connection, entry: ConnectionPoolEntry) -
     connection.isolation_level = None  # transactions begin where we say so
     for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
-    entry.info["file"] = _file_of(connection)
+    entry.info["path"] = connection.execute("PRAGMA database_list").fetchone()[2]
+    entry.info["file"] = _file_at(entry.info["path"])
 
 
-def _check_file(connection: sqlite3.Connection, entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
+def _check_file(_connection: sqlite3.Connection, entry: ConnectionPoolEntry, _proxy: PoolProxiedConnection) -> None:
     """A connection to a file that was replaced or removed meanwhile is given up for a new one."""
-    if entry.info["file"] != _file_of(connection):
+    if entry.info["file"] != _file_at(entry.info["path"]):
         raise sql.DisconnectionError
 
 
-def _file_of(connection: sqlite3.Connection) -> tuple[int, int] | None:
-    """Which file the path of a connection leads to; None where it leads to none."""
-    path = connection.execute("PRAGMA database_list").fetchone()[2]
+def _file_at(path: str) -> tuple[int, int] | None:
+    """Which file a path leads to; None where it leads to none."""
     try:
         found = os.stat(path)
     except OSError:

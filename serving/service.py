@@ -17,6 +17,7 @@ from pathlib import Path
 import bentoml
 from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.server.http.traffic import TimeoutMiddleware
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -84,7 +85,8 @@ class _Screened(bentoml.Service):  # type: ignore[misc]
     """BentoML's service behind a screen: it writes what callers ask for into its log, metrics and spans.
 
     Without its deadline: the engine has one of its own, and answers with our bodies. BentoML's would also keep every
-    request in memory until its time has passed, answered or not, and have Python look through what is kept.
+    request in memory until its time has passed, answered or not, and have Python look through what is kept. Nor with
+    a span for each message of a request, which take longer than the request's own and tell nothing.
     """
 
     __slots__ = ()
@@ -92,6 +94,9 @@ class _Screened(bentoml.Service):  # type: ignore[misc]
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         app = super().to_asgi(is_main)
         app.user_middleware = [each for each in app.user_middleware if each.cls is not TimeoutMiddleware]
+        for each in app.user_middleware:
+            if each.cls is OpenTelemetryMiddleware:
+                each.kwargs["exclude_spans"] = ["receive", "send"]
         return Screen(app, front.templates)
 
 
@@ -172,8 +177,9 @@ class NeuroWeaver:
                 chosen.max_adapters, chosen.max_kv_mib, chosen.log_format,
             )  # fmt: skip
             self._engine = RemoteEngine(
-                Supervisor(setup), observe=self._observe, gave_up=self._fail, hang_seconds=chosen.engine_hang_seconds
-            )
+                Supervisor(setup), observe=self._observe, gave_up=self._fail, hang_seconds=chosen.engine_hang_seconds,
+                loop=self._loop,
+            )  # fmt: skip
             return self._engine
 
     def _look_after(self, training: Training) -> None:

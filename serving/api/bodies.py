@@ -84,19 +84,20 @@ class _PlainJsonRequest(Request):
 
 
 class PlainJsonRoute(APIRoute):
-    """422 for a body that is JSON and not plain."""
+    """Where a route takes a body: 415 for one that is declared to be something else, 422 for JSON that is not plain."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
+        handle, takes_body = super().get_route_handler(), self.body_field is not None
 
         async def handle_plain(request: Request) -> Response:
+            if takes_body:
+                _require_json(request)
             return await handle(_PlainJsonRequest(request.scope, request.receive))
 
         return handle_plain
 
 
-async def require_json(request: Request) -> None:
-    """A FastAPI dependency: 415 where the body is declared to be something else."""
+def _require_json(request: Request) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
         raise HTTPException(415, f"the body must be application/json, got {media_type or 'no content type'}")

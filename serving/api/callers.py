@@ -16,17 +16,26 @@ CALLER_GONE = 499  # nobody reads it; it keeps the request apart from failures o
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`, which is cancelled when the caller disconnects. The body must have been read."""
-    working = asyncio.create_task(work)
+    ours = asyncio.current_task()
+    gone = over = False
+
+    def leave(leaving: asyncio.Task[None]) -> None:
+        nonlocal gone
+        if ours is not None and not over and not leaving.cancelled():
+            gone = True
+            ours.cancel()
+
     leaving = asyncio.create_task(_disconnected(request))
+    leaving.add_done_callback(leave)
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise HTTPException(CALLER_GONE, "the caller went away")
+        return await work
+    except asyncio.CancelledError:
+        if ours is not None and gone and ours.uncancel() == 0:  # and nobody else has cancelled it
+            raise HTTPException(CALLER_GONE, "the caller went away") from None
+        raise
     finally:
-        for task in (working, leaving):
-            task.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        over = True
+        leaving.cancel()
 
 
 async def _disconnected(request: Request) -> None:

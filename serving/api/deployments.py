@@ -6,7 +6,7 @@ import asyncio
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 from starlette.exceptions import HTTPException
 
 from neuroweaver.contracts import APIResponse
@@ -23,7 +23,7 @@ from neuroweaver.shapes.deployments import (
     ShadowTraffic,
 )
 from neuroweaver.users import User
-from serving.api.bodies import PlainJsonRoute, require_json
+from serving.api.bodies import PlainJsonRoute
 from serving.api.paging import Paged
 from serving.auth.requirements import Caller, note_object, requires
 from serving.fleet import Fleet
@@ -42,7 +42,7 @@ def router(fleet: Fleet, shadows: Shadows) -> APIRouter:
         "/models/{model_id}/deploy",
         status_code=202,
         response_model_exclude_none=True,
-        dependencies=[Depends(require_json), _DEPLOYING],
+        dependencies=[_DEPLOYING],
     )
     async def deploy(model_id: str, body: DeployModelRequest, user: Caller) -> APIResponse[DeploymentStatus]:
         """Verify, load and warm up a model; it gets traffic once that is done: `GET /deployments/{id}` says when."""
@@ -74,7 +74,7 @@ def router(fleet: Fleet, shadows: Shadows) -> APIRouter:
     @routes.patch(
         "/deployments/{deployment_id}",
         response_model_exclude_none=True,
-        dependencies=[Depends(require_json), _DEPLOYING],
+        dependencies=[_DEPLOYING],
     )
     async def change_deployment(
         deployment_id: str, body: DeploymentChange, request: Request, response: Response, user: Caller,

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from datetime import datetime
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from starlette.responses import Response
 
@@ -16,7 +16,7 @@ from neuroweaver.inference.sampling import Sampling
 from neuroweaver.routing.candidates import Demand, Override
 from neuroweaver.settings import Price, Settings
 from neuroweaver.vocabulary import MODEL_TYPES
-from serving.api.bodies import PlainJsonRoute, require_json
+from serving.api.bodies import PlainJsonRoute, WorkflowId
 from serving.api.callers import while_connected
 from serving.api.errors import openai_error
 from serving.api.openai_shapes import (
@@ -35,8 +35,8 @@ from serving.api.openai_shapes import (
     TokenLogprob,
     Usage,
 )
-from serving.auth.asking import Asking
-from serving.auth.requirements import Caller, note_object, requires
+from serving.auth.asking import asker_of
+from serving.auth.requirements import Caller, caller_of, note_object, requires
 from serving.catalog import Catalog, ServedModel
 from serving.chat import Chats
 from serving.engine.protocol import EngineAnswer, EngineRequest, Message
@@ -54,11 +54,14 @@ def router(
 
     @routes.post(
         "/chat/completions",
-        dependencies=[Depends(require_json), _ASKING, requires("customerPII")],
+        dependencies=[_ASKING, requires("customerPII")],
         response_model=ChatCompletion,
     )
-    async def complete(body: ChatCompletionRequest, request: Request, user: Caller, asker: Asking) -> Response:
+    async def complete(
+        body: ChatCompletionRequest, request: Request, workflow_id: WorkflowId = None
+    ) -> Response:  # fmt: skip
         """Continue a conversation by a model, its adapter, or the base model; the text goes out as it is written."""
+        user, asker = caller_of(request), asker_of(request, workflow_id)
         demand = None if body.model == base_name else _demand(body, catalog.seen_by(user))
         demand = None if demand is None else await standing.applied(demand, asker)
         note_object(request, _object(demand) or base_name)

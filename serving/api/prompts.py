@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.responses import Response
@@ -17,12 +17,12 @@ from neuroweaver.prompts import OUTPUTS
 from neuroweaver.shapes.prompts import AnswerPiece, PromptTemplate, PromptTemplates
 from neuroweaver.tasks import TASKS, Task
 from neuroweaver.users import User
-from serving.api.bodies import PlainJsonRoute, require_json
+from serving.api.bodies import PlainJsonRoute, WorkflowId
 from serving.api.callers import while_connected
 from serving.api.errors import body_of
 from serving.api.paging import Paged
-from serving.auth.asking import Asking
-from serving.auth.requirements import Caller, note_object, requires
+from serving.auth.asking import asker_of
+from serving.auth.requirements import Caller, caller_of, note_object, requires
 from serving.submission import Submissions
 
 EVENT_STREAM = "text/event-stream"
@@ -46,10 +46,10 @@ def router(submissions: Submissions) -> APIRouter:
         "/prompts",
         response_model=APIResponse[AIResponse],
         response_model_exclude_none=True,
-        dependencies=[Depends(require_json), _ASKING],
+        dependencies=[_ASKING],
     )
     async def submit_prompt(
-        body: PromptSubmissionRequest, request: Request, user: Caller, asker: Asking
+        body: PromptSubmissionRequest, request: Request, workflow_id: WorkflowId = None
     ) -> APIResponse[AIResponse] | Response:
         """Answer a prompt template, filled from variables, with the model that serves it.
 
@@ -57,6 +57,7 @@ def router(submissions: Submissions) -> APIRouter:
         `Accept: text/event-stream` the answer is a stream of events: `delta` with `{"text"}` as the model writes
         (with `customerPII` alone), then `response` with what is answered otherwise, or `error` with an error's body.
         """
+        user, asker = caller_of(request), asker_of(request, workflow_id)
         seen = submissions.seen_by(user)
         if EVENT_STREAM in request.headers.get("accept", ""):
             # What can't be answered at all has a status of its own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.exceptions import HTTPException
 
 from neuroweaver import tasks
@@ -17,8 +17,8 @@ from neuroweaver.routing.decision import Decision, Judgement
 from neuroweaver.shapes.overrides import StandingOverride
 from neuroweaver.shapes.routing import ConsideredModel, ManualOverride, ModelSelection, RoutingDecision, SelectedModel
 from neuroweaver.users import User
-from serving.api.bodies import PlainJsonRoute, require_json
-from serving.auth.asking import Asking
+from serving.api.bodies import PlainJsonRoute, WorkflowId
+from serving.auth.asking import asker_of
 from serving.auth.requirements import Caller, note_object, requires
 from serving.catalog import Catalog
 from serving.overrides import StandingOverrides, under
@@ -31,10 +31,10 @@ def router(requests: Router, catalog: Catalog, standing: StandingOverrides) -> A
     @routes.post(
         "/routing/select",
         response_model_exclude_none=True,
-        dependencies=[Depends(require_json), requires("executeWorkflows", "testModels")],
+        dependencies=[requires("executeWorkflows", "testModels")],
     )
     async def select(
-        body: ModelSelection, request: Request, user: Caller, asker: Asking
+        body: ModelSelection, request: Request, user: Caller, workflow_id: WorkflowId = None
     ) -> APIResponse[RoutingDecision]:
         """Which model would answer now, which others were considered, and why not those. Nothing is sent to any.
 
@@ -43,7 +43,7 @@ def router(requests: Router, catalog: Catalog, standing: StandingOverrides) -> A
         """
         if body.manual_override is not None:
             _require_may_override(user, body.manual_override)
-        demand = _demand(body, catalog.seen_by(user))
+        demand, asker = _demand(body, catalog.seen_by(user)), asker_of(request, workflow_id)
         record = await standing.find(demand, asker)
         decision = requests.seen_by(user).decide(under(demand, record))
         if decision.chosen is not None:

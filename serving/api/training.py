@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import AwareDatetime, ValidationError
 from starlette.exceptions import HTTPException
@@ -33,7 +33,7 @@ from neuroweaver.shapes.training import (
 from neuroweaver.store import timestamp
 from neuroweaver.users import User
 from neuroweaver.vocabulary import DEPARTMENT_OF, MODEL_TYPES
-from serving.api.bodies import PlainJsonRoute, plain_json, require_json
+from serving.api.bodies import PlainJsonRoute, plain_json
 from serving.api.callers import while_connected
 from serving.api.errors import error_body
 from serving.api.forms import Form, receive
@@ -115,7 +115,7 @@ def router(training: Training) -> APIRouter:
         status_code=202,
         response_model=APIResponse[TrainingStarted],
         response_model_exclude_none=True,
-        dependencies=[Depends(require_json), _TRAINING],
+        dependencies=[_TRAINING],
     )
     async def start_training(
         body: TrainingStartRequest, request: Request, user: Caller, idempotency_key: IdempotencyKey = None

@@ -5,24 +5,19 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Annotated
 
 import jwt
-from fastapi import Depends
 from starlette.requests import HTTPConnection
 
 from neuroweaver.overrides import SESSION, Asker
-from serving.api.bodies import WorkflowId
 from serving.auth.requirements import caller_of
 from serving.auth.tokens import MAX_SEEN
 
 
-async def _asker(connection: HTTPConnection, workflow_id: WorkflowId = None) -> Asker:
+def asker_of(connection: HTTPConnection, workflow_id: str | None) -> Asker:
+    """Who asks by a request that has passed the gate."""
     session, ends_at = session_of(connection.state.token, datetime.now(UTC))
     return Asker(caller_of(connection).id, session, ends_at, workflow_id)
-
-
-Asking = Annotated[Asker, Depends(_asker)]
 
 
 def session_of(token: str | None, now: datetime) -> tuple[str, datetime]:

@@ -102,8 +102,11 @@ class _AuditedSend:
         await self._send(message)
 
     def _counts(self, status: int) -> bool:
-        """Whether it changes something, asks a model, or was forbidden; and is a route at all."""
-        if "endpoint" not in self._scope or status == 405:
+        """Whether it changes something, asks a model, or was forbidden; and is a route at all.
+
+        What a limit turns away has done neither, and a flood of it must cost little.
+        """
+        if "endpoint" not in self._scope or status in (405, 429):
             return False
         return self._scope["method"] not in _READING or status == 403
 

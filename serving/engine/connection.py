@@ -32,7 +32,7 @@ class Waiting:
 
 
 class Connection:
-    """Safe to use from every thread; reads in `loop`, which runs in a thread of its own.
+    """Safe to use from every thread; reads in `loop`, and whoever asks in it is spared the way between threads.
 
     When the other side goes, `lost` is called, and whoever waits or asks gets the error that `error` makes.
     """
@@ -50,9 +50,11 @@ class Connection:
         self._waiting: dict[int, Waiting] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._thread: int | None = None  # the one that `loop` runs in
 
     async def open(self, path: Path) -> None:
         """To be called in `loop`. Raises OSError where nobody listens at `path`."""
+        self._thread = threading.get_ident()
         reader, self._writer = await asyncio.open_unix_connection(path)
         self._reading = asyncio.create_task(self._read(reader))
 
@@ -64,14 +66,14 @@ class Connection:
             if self.is_lost:
                 raise self.error()
             self._waiting[request_id] = waiting
-            self._loop.call_soon_threadsafe(self._write, frame)
+            self._send(frame)
         return request_id
 
     def forget(self, request_id: int) -> None:
         """Drop a request, unless it is answered."""
         with self._lock:
             if self._waiting.pop(request_id, None) is not None:
-                self._loop.call_soon_threadsafe(self._write, wire.encode(Cancel(request_id)))
+                self._send(wire.encode(Cancel(request_id)))
 
     def reply_to(self, make: Callable[[int], messages.Request], timeout_seconds: float | None = None) -> Reply:
         """Ask, and wait for the one reply. Raises what it tells of, TimeoutError, and what `error` makes."""
@@ -93,6 +95,12 @@ class Connection:
             raise TypeError("a piece of text is no reply")
         return said
 
+    def _send(self, frame: bytes) -> None:
+        if threading.get_ident() == self._thread:
+            self._write(frame)
+        else:
+            self._loop.call_soon_threadsafe(self._write, frame)
+
     def _write(self, frame: bytes) -> None:
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(frame)
@@ -109,7 +117,7 @@ class Connection:
                 left = list(self._waiting.values())
                 self._waiting.clear()
             self._lost()
-            _tell([(waiting, None) for waiting in left])
+            self._tell([(waiting, None) for waiting in left])
             if self._writer is not None:
                 self._writer.close()
                 with contextlib.suppress(OSError):
@@ -120,11 +128,23 @@ class Connection:
         if isinstance(message, Pieces):
             with self._lock:
                 pieces = [(self._waiting.get(request_id), piece) for request_id, piece in message.pieces]
-            _tell([(waiting, piece) for waiting, piece in pieces if waiting is not None])
+            self._tell([(waiting, piece) for waiting, piece in pieces if waiting is not None])
         elif isinstance(message, Reply):
             with self._lock:
                 found = self._waiting.pop(message.id, None)
-            _tell([(found, message)] if found is not None else [])
+            self._tell([(found, message)] if found is not None else [])
+
+    def _tell(self, said: Sequence[tuple[Waiting, Said]]) -> None:
+        """Wake each other loop once, however many wait in it."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Waiting, Said]]] = defaultdict(list)
+        for waiting, what in said:
+            if waiting.loop is None or waiting.loop is self._loop:
+                waiting.hear(what)
+            else:
+                by_loop[waiting.loop].append((waiting, what))
+        for loop, heard in by_loop.items():
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_hear, heard)
 
 
 class Asked:
@@ -149,19 +169,6 @@ class Asked:
     def drop(self) -> None:
         """Tell the engine that nobody waits any more, unless it has answered."""
         self._connection.forget(self._id)
-
-
-def _tell(said: Sequence[tuple[Waiting, Said]]) -> None:
-    """Wake each loop once, however many wait in it."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Waiting, Said]]] = defaultdict(list)
-    for waiting, what in said:
-        if waiting.loop is None:
-            waiting.hear(what)
-        else:
-            by_loop[waiting.loop].append((waiting, what))
-    for loop, heard in by_loop.items():
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(_hear, heard)
 
 
 def _hear(said: Sequence[tuple[Waiting, Said]]) -> None:

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import math
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,6 +46,8 @@ class RemoteEngine:
 
     When that crashes, what runs and what comes fails with EngineCrashedError until it is back with its adapters.
     When it takes no step for `hang_seconds` while requests run, it is killed, which is the same.
+    Its replies are read in `loop`, best the one that most requests come from, or in one of its own if left out. What
+    blocks here (`load`, `unload`, `stats`, `close`) is for other threads than that loop's.
     `gave_up` is called with the reason where it was ready once, and will not be again.
     """
 
@@ -56,6 +58,7 @@ class RemoteEngine:
         observe: Callable[[EngineRequest, EngineAnswer], None] = lambda _request, _answer: None,
         gave_up: Callable[[str], None] = lambda _: None,
         hang_seconds: float = 60,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._host = host
         self._hang_seconds = hang_seconds
@@ -69,9 +72,10 @@ class RemoteEngine:
         self._closed = False
         self._decided = threading.Event()  # whether it could be started
         self._last = _no_stats()
-        self._loop = asyncio.new_event_loop()
+        self._loop = loop or asyncio.new_event_loop()
         self._reader = threading.Thread(target=self._loop.run_forever, name="engine-replies", daemon=True)
-        self._reader.start()
+        if loop is None:
+            self._reader.start()
         host.start(self._attach, self._give_up)
 
     def wait_until_ready(self) -> None:
@@ -81,14 +85,36 @@ class RemoteEngine:
             raise self._unavailable()
 
     async def submit(self, request: EngineRequest) -> EngineAnswer:
-        async with contextlib.aclosing(self._pieces(request, streamed=False)) as pieces:
-            async for piece in pieces:
-                if isinstance(piece, EngineAnswer):
-                    return piece
-        raise EngineError("the engine has ended its answer too early")
+        asked = Asked(self._connected(), request, streamed=False)
+        try:
+            async with asyncio.timeout(request.timeout_seconds):
+                answer = await asked.next()
+        except TimeoutError:
+            raise _late(request) from None
+        finally:
+            asked.drop()
+        if not isinstance(answer, EngineAnswer):
+            raise EngineError("the engine has answered with a piece of text alone")
+        self._observe(request, answer)
+        return answer
 
-    def stream(self, request: EngineRequest) -> AsyncIterator[str | EngineAnswer]:
-        return self._pieces(request, streamed=True)
+    async def stream(self, request: EngineRequest) -> AsyncGenerator[str | EngineAnswer]:
+        deadline = asyncio.get_running_loop().time() + request.timeout_seconds
+        asked = Asked(self._connected(), request, streamed=True)
+        try:
+            while True:
+                # Around each piece, and not around all: the next one may be asked for by another task.
+                async with asyncio.timeout_at(deadline):
+                    piece = await asked.next()
+                if isinstance(piece, EngineAnswer):
+                    self._observe(request, piece)
+                yield piece
+                if isinstance(piece, EngineAnswer):
+                    return
+        except TimeoutError:
+            raise _late(request) from None
+        finally:
+            asked.drop()
 
     def load(self, name: str, folder: Path) -> None:
         self._connected().reply_to(lambda request_id: Load(request_id, name, str(folder)))
@@ -113,30 +139,12 @@ class RemoteEngine:
         self._closed = True
         self._host.stop()
         self._decided.set()
+        if self._opened is not None:
+            self._opened.ended.wait(STATS_SECONDS)
         if self._reader.is_alive():
-            if self._opened is not None:
-                self._opened.ended.wait(STATS_SECONDS)
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._reader.join()
             self._loop.close()
-
-    async def _pieces(self, request: EngineRequest, *, streamed: bool) -> AsyncGenerator[str | EngineAnswer]:
-        deadline = asyncio.get_running_loop().time() + request.timeout_seconds
-        asked = Asked(self._connected(), request, streamed=streamed)
-        try:
-            while True:
-                # Around each piece, and not around all: the next one may be asked for by another task.
-                async with asyncio.timeout_at(deadline):
-                    piece = await asked.next()
-                if isinstance(piece, EngineAnswer):
-                    self._observe(request, piece)
-                yield piece
-                if isinstance(piece, EngineAnswer):
-                    return
-        except TimeoutError:
-            raise DeadlineError(f"no answer within {request.timeout_seconds:g} seconds") from None
-        finally:
-            asked.drop()
 
     def _connected(self) -> Connection:
         if self._connection is None or self._closed:
@@ -198,6 +206,10 @@ class RemoteEngine:
         self._decided.set()
         if self._starts:
             self._tell_gave_up(reason)
+
+
+def _late(request: EngineRequest) -> DeadlineError:
+    return DeadlineError(f"no answer within {request.timeout_seconds:g} seconds")
 
 
 def _stats_of(connection: Connection) -> EngineStats:

@@ -8,9 +8,12 @@ from collections import Counter
 import httpx
 import pytest
 
+from neuroweaver.audit_trail import AuditTrail
 from neuroweaver.executions import Selection
 from neuroweaver.routing.candidates import Demand
-from serving.app import create_log
+from neuroweaver.store import open_store
+from serving.app import create_app, create_log
+from serving.auth.access import Access
 from serving.chat import Chats
 from serving.engine.protocol import EngineError, EngineRequest
 from serving.router import Router
@@ -50,6 +53,30 @@ def test_a_flood_never_gets_past_the_limit_and_the_rest_is_429_with_retry_after(
         assert (await ask(client)).status_code == 200, "it recovers"
 
     world.run(use)
+
+
+def test_what_a_limit_turns_away_writes_nothing_into_the_audit_trail(world: World) -> None:
+    trail = AuditTrail(open_store(world.settings))
+    world.app = create_app(
+        world.engine, world.catalog, world.settings, fleet=world.fleet, access=Access(trail=trail)
+    )  # fmt: skip
+
+    async def use(client: httpx.AsyncClient) -> None:
+        await deploy(client, SALES, 1, 1)
+        world.engine.held = asyncio.Event()
+        asked = [asyncio.create_task(ask(client)) for _ in range(5)]
+
+        async def refused() -> int:
+            return sum(task.done() for task in asked)
+
+        await until(refused, lambda done: done == 3)
+        world.engine.held.set()
+        assert Counter([(await task).status_code for task in asked]) == {200: 2, 429: 3}
+
+    world.run(use)
+    assert [(entry.action, entry.outcome) for entry in trail.latest(10)] == [
+        ("deploy", "202"), ("submit_prompt", "200"), ("submit_prompt", "200"),
+    ]  # fmt: skip
 
 
 def test_a_request_waits_for_a_place_until_its_deadline_and_is_not_sent_elsewhere(world: World) -> None:
