@@ -89,9 +89,12 @@ def run(
     seed: int = 7,
     base_name: str = base_model.DEFAULT,
     vllm: Path | None = None,
+    command: str = "",
     say: Say = lambda line: None,
 ) -> dict[str, Any]:
     """Every system with every number of adapters and callers, and which were left out because they failed.
+
+    `command` is what runs this, as the report is to say.
 
     Raises TrainingError where none gave a figure.
     """
@@ -126,7 +129,7 @@ def run(
         raise TrainingError(left_out[0]["reason"] if left_out else "nothing to measure")
     ratios = _ratios(figures)
     described = setup(base, requests, seed) | ({"vllm": _version_of(vllm)} if vllm else {})
-    return {"figures": figures, "ratios": ratios, "left_out": left_out, "setup": described}
+    return {"command": command, "figures": figures, "ratios": ratios, "left_out": left_out, "setup": described}
 
 
 async def _answers_to(
@@ -432,9 +435,15 @@ def table(result: dict[str, Any]) -> list[str]:
     return lines
 
 
-def save(result: dict[str, Any]) -> None:
-    """Write benchmarks/results/serving.{json,md}."""
-    heading = ["# Serving", "", "`neuroweaver bench serving --save` on one machine, one run.", ""]
+def save(result: dict[str, Any], *, add: bool = False) -> None:
+    """Write benchmarks/results/serving.{json,md}; or `add` a run to those that are there, each with its own table."""
+    path = RESULTS / "serving.json"
+    whole = json.loads(path.read_text(encoding="utf-8")) if add else result
+    if add:
+        whole["more"] = [*whole.get("more", []), result]
+    lines = ["# Serving"]
+    for run_ in (whole, *whole.get("more", [])):
+        lines += ["", f"`{run_['command']}` on one machine, one run.", "", *table(run_)]
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "serving.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (RESULTS / "serving.md").write_text("\n".join([*heading, *table(result)]) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n", encoding="utf-8")

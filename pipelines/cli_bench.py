@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import signal
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Protocol
 
@@ -106,6 +108,7 @@ def bench_serving(
     profile: Annotated[bool, typer.Option("--profile", help="Show where a step of ours spends its time.")] = False,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 7,
     save: Annotated[bool, typer.Option("--save", help="Write benchmarks/results/serving.{json,md}, too.")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Add this run to those files, below what is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Answer the dealership workload with our engine and with what people would pick instead."""
@@ -123,14 +126,15 @@ def bench_serving(
         systems=system or serving.SYSTEMS,
         adapters=adapters or (0, 1, 4, 16),
         concurrency=concurrency or (1, 8, 16, 32),
-        rates=rate or (0.5, 1.5),
+        rates=rate or ((0.5, 1.5) if 4 in (adapters or (4,)) else ()),
         requests=requests,
         seed=seed,
         vllm=vllm,
+        command=shlex.join(["PROGRAM" if each == str(vllm) else each for each in ("neuroweaver", *sys.argv[1:])]),
         say=_say,
     )
-    if save:
-        serving.save(result)
+    if save or add:
+        serving.save(result, add=add)
     _show(result["figures"], serving.table(result), as_json=as_json)
 
 
