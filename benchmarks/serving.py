@@ -437,9 +437,9 @@ def table(result: dict[str, Any]) -> list[str]:
 
 def save(result: dict[str, Any], *, add: bool = False) -> None:
     """Write benchmarks/results/serving.{json,md}; or `add` a run to those that are there, each with its own table."""
-    path = RESULTS / "serving.json"
-    whole = json.loads(path.read_text(encoding="utf-8")) if add else result
-    if add:
+    path, whole = RESULTS / "serving.json", result
+    if add and path.is_file():
+        whole = json.loads(path.read_text(encoding="utf-8"))
         whole["more"] = [*whole.get("more", []), result]
     lines = ["# Serving"]
     for run_ in (whole, *whole.get("more", [])):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -44,6 +45,24 @@ def test_every_system_is_asked_the_same_and_compared_with_ours(tiny_base: Path, 
     assert len(said) == 6
     assert json.loads(json.dumps(result)) == result
     assert sum(line.startswith(("| ours", "| transformers")) for line in serving.table(result)) == 6
+
+
+def test_a_run_is_added_to_those_that_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "RESULTS", tmp_path / "results")
+    empty: dict[str, Any] = {"figures": [], "ratios": [], "left_out": [], "setup": {"seed": 7}}
+    first, second, third = ({"command": f"bench serving --requests {n}", **empty} for n in (4, 5, 6))
+
+    serving.save(first, add=True)
+    serving.save(second, add=True)
+    serving.save(third, add=True)
+
+    kept = json.loads((tmp_path / "results/serving.json").read_text(encoding="utf-8"))
+    assert kept == first | {"more": [second, third]}
+    report = (tmp_path / "results/serving.md").read_text(encoding="utf-8").splitlines()
+    commands = [line.split("`")[1] for line in report if line.startswith("`")]
+    assert commands == [run["command"] for run in (first, second, third)]
+    serving.save(third)
+    assert json.loads((tmp_path / "results/serving.json").read_text(encoding="utf-8")) == third
 
 
 def test_a_system_that_fails_is_left_out_and_the_others_keep_their_figures(tiny_base: Path, tmp_path: Path) -> None:
