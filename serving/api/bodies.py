@@ -90,9 +90,11 @@ class PlainJsonRoute(APIRoute):
         handle, takes_body = super().get_route_handler(), self.body_field is not None
 
         async def handle_plain(request: Request) -> Response:
+            plain = _PlainJsonRequest(request.scope, request.receive)
             if takes_body:
-                _require_json(request)
-            return await handle(_PlainJsonRequest(request.scope, request.receive))
+                await plain.body()  # one that is too large is 413, whatever it is declared to be
+                _require_json(plain)
+            return await handle(plain)
 
         return handle_plain
 
