@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
 from neuroweaver.database import Database
+from neuroweaver.driver import DriverTransaction
 from neuroweaver.store import storable, timestamp
 from neuroweaver.tables import AUDIT, LAST_AUDIT_ENTRY, MAX_OBJECT, NUMBERS
 from neuroweaver.users import User
@@ -92,8 +93,8 @@ class AuditTrail:
 
     def append_all(self, acts: Sequence[Act]) -> list[AuditEntry]:
         """Write entries in this order, all or none; they are on disk when this returns."""
-        with self._store.write() as connection:
-            entries = _append_to(connection, acts, self._last)
+        with self._store.write_by_driver() as transaction:
+            entries = _append_to(transaction, acts, self._last)
         if entries:
             self._last = entries[-1]
         return entries
@@ -126,7 +127,9 @@ def append_to(connection: Connection, user: User, action: str, object: str, outc
     return entry
 
 
-def _append_to(connection: Connection, acts: Sequence[Act], known: AuditEntry | None = None) -> list[AuditEntry]:
+def _append_to(
+    connection: Connection | DriverTransaction, acts: Sequence[Act], known: AuditEntry | None = None
+) -> list[AuditEntry]:
     """`known` is an entry that is there: where it turns out to be the last one, its hash is not looked up."""
     if not acts:
         return []

@@ -116,9 +116,10 @@ class Executions:
         """Write them, all or none; they are on disk when this returns."""
         if not executions:
             return
-        with self._store.write() as connection:
-            first = (connection.scalar(_COUNT, {"more": len(executions)}) or 0) - len(executions) + 1
-            connection.execute(_ADD, [_row(first + place, each) for place, each in enumerate(executions)])
+        rows = [_row(each) for each in executions]
+        with self._store.write_by_driver() as transaction:
+            first = (transaction.scalar(_COUNT, {"more": len(rows)}) or 0) - len(rows) + 1
+            transaction.execute(_ADD, [row | {"id": number} for number, row in enumerate(rows, first)])
 
     def page(self, selection: Selection, limit: int, offset: int = 0) -> Page:
         """Pages of one selection fit together where all have the `through` of the first, whatever is added meanwhile.
@@ -197,12 +198,11 @@ def _added_up(row: Sequence[Any]) -> Summary:
     return Summary(int(total), int(answered), float(seconds), float(cost))
 
 
-def _row(number: int, execution: Execution) -> dict[str, Any]:
-    values: dict[str, Any] = {name: getattr(execution, name) for name in _NAMES}
+def _row(execution: Execution) -> dict[str, Any]:
+    """All but its number."""
     error = None if execution.error is None else storable(execution.error)[:MAX_ERROR]
-    return values | {
-        "id": number, "status": execution.status.value, "error": error, "model_id": storable(execution.model_id)[:255],
-    }  # fmt: skip
+    model_id = storable(execution.model_id)[:255]
+    return vars(execution) | {"status": execution.status.value, "error": error, "model_id": model_id}
 
 
 _NAMES = tuple(field.name for field in fields(Execution))

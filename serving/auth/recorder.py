@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 from neuroweaver.audit_trail import Act, AuditTrail
 
 
 class Recorder:
-    """Appends to a trail, one transaction after the other; what comes meanwhile goes into the next. For one loop."""
+    """Appends to a trail, one transaction after the other; what comes meanwhile goes into the next. For one loop.
+
+    In a thread of its own: those that the loop lends may all be busy with something else.
+    """
 
     def __init__(self, trail: AuditTrail) -> None:
         self._trail = trail
+        self._thread = ThreadPoolExecutor(1, "audit")
         self._waiting: list[tuple[Act, asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
 
@@ -28,7 +33,8 @@ class Recorder:
             batch, self._waiting = self._waiting, []
             failure: Exception | None = None
             try:
-                await asyncio.to_thread(self._trail.append_all, [act for act, _ in batch])
+                acts = [act for act, _ in batch]
+                await asyncio.get_running_loop().run_in_executor(self._thread, self._trail.append_all, acts)
             except Exception as error:  # of a database: whoever waits must not wait for ever
                 failure = error
             for _, written in batch:
