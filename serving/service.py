@@ -86,18 +86,25 @@ class _Screened(bentoml.Service):  # type: ignore[misc]
 
     Without its deadline: the engine has one of its own, and answers with our bodies. BentoML's would also keep every
     request in memory until its time has passed, answered or not, and have Python look through what is kept. Nor with
-    a span for each message of a request, which take longer than the request's own and tell nothing.
+    a span for each message of a request, which take longer than the request's own and tell nothing; nor with any span
+    where none is sent anywhere.
     """
 
     __slots__ = ()
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
         app = super().to_asgi(is_main)
-        app.user_middleware = [each for each in app.user_middleware if each.cls is not TimeoutMiddleware]
+        left_out = {TimeoutMiddleware} if _sends_spans() else {TimeoutMiddleware, OpenTelemetryMiddleware}
+        app.user_middleware = [each for each in app.user_middleware if each.cls not in left_out]
         for each in app.user_middleware:
             if each.cls is OpenTelemetryMiddleware:
                 each.kwargs["exclude_spans"] = ["receive", "send"]
         return Screen(app, front.templates)
+
+
+def _sends_spans() -> bool:
+    """Whether BentoML's configuration says where to: it makes spans all the same, and throws them away."""
+    return BentoMLContainer.tracing.exporter_type.get() is not None
 
 
 def _require_home_elsewhere(chosen: Settings) -> None:
@@ -117,7 +124,8 @@ class NeuroWeaver:
         self._executions: ExecutionLog | None = None
         self._training: Training | None = None
         self._timings = Timings()
-        self._spans = Spans(BentoMLContainer.tracer_provider.get().get_tracer("neuroweaver"))
+        tracer = BentoMLContainer.tracer_provider.get().get_tracer("neuroweaver")
+        self._spans = Spans(tracer) if _sends_spans() else None
         self._lock = threading.Lock()  # a service that stops starts no engine
         self._stopping = False
         self._stopped = threading.Event()
@@ -190,7 +198,8 @@ class NeuroWeaver:
 
     def _observe(self, request: EngineRequest, answer: EngineAnswer) -> None:
         self._timings.observe(answer)
-        self._spans.observe(request, answer)
+        if self._spans is not None:
+            self._spans.observe(request, answer)
 
     def _fail(self, reason: str) -> None:
         front.reason = reason.split("\n")[0]
