@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from neuroweaver.routing.breaker import Breaker, Phase
 from neuroweaver.routing.candidates import Candidate, Demand
 from neuroweaver.routing.performance import adjusted
-from neuroweaver.routing.prediction import Prediction, predict
+from neuroweaver.routing.prediction import Prediction
 from neuroweaver.routing.sharing import choose, shares
 from neuroweaver.routing.window import Window
 
@@ -65,7 +65,7 @@ def decide(
     """
     known = {each.id: healths.get(each.id, Health()) for each in candidates}
     windows = {name: health.window.recent(now) for name, health in known.items()}
-    predictions = {each.id: predict(windows[each.id], demand.input_length) for each in candidates}
+    predictions = {each.id: Prediction(windows[each.id], demand.input_length) for each in candidates}
     hard = {each.id: _refusals(demand, each, predictions[each.id]) for each in candidates}
     able = [each for each in candidates if not hard[each.id]]
     sick = {} if demand.override else _sickness(able, known, now)
@@ -105,14 +105,16 @@ def _refusals(demand: Demand, candidate: Candidate, prediction: Prediction) -> t
         found.append(f"is in {candidate.environment}, not in {demand.environment}")
     if candidate.accuracy < demand.min_accuracy:
         found.append(f"has accuracy {candidate.accuracy:g}, below {demand.min_accuracy:g}")
-    found += _above("cost", "USD", prediction.cost_usd, demand.max_cost_usd)
-    found += _above("take", "s", prediction.seconds, demand.max_seconds)
+    if demand.max_cost_usd is not None:
+        found += _above("cost", "USD", prediction.cost_usd, demand.max_cost_usd)
+    if demand.max_seconds is not None:
+        found += _above("take", "s", prediction.seconds, demand.max_seconds)
     return tuple(found)
 
 
-def _above(verb: str, unit: str, predicted: float | None, limit: float | None) -> list[str]:
-    """Nothing where one of the two is not known."""
-    if predicted is None or limit is None or predicted <= limit:
+def _above(verb: str, unit: str, predicted: float | None, limit: float) -> list[str]:
+    """Nothing where nothing is known yet."""
+    if predicted is None or predicted <= limit:
         return []
     return [f"is expected to {verb} {predicted:.3g} {unit}, above {limit:g}"]
 

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from neuroweaver.routing.window import Window
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """None where nothing is known yet. The errors are mean absolute ones, relative to the mean of what was seen."""
+    """By the trends of a window's answers; None where nothing is known yet.
 
-    seconds: float | None = None
-    cost_usd: float | None = None
-    seconds_error: float | None = None
-    cost_error: float | None = None
+    The errors are mean absolute ones, relative to the mean of what was seen. All is computed when somebody asks for it:
+    of most candidates nobody does.
+    """
 
+    window: Window = field(default_factory=Window)
+    input_length: int = 0
 
-def predict(window: Window, input_length: int) -> Prediction:
-    """By the trends of the window's answers."""
-    seconds, cost_usd = window.seconds_trend, window.cost_trend
-    return Prediction(seconds.at(input_length), cost_usd.at(input_length), seconds.error, cost_usd.error)
+    @property
+    def seconds(self) -> float | None:
+        return self.window.seconds_trend.at(self.input_length)
+
+    @property
+    def cost_usd(self) -> float | None:
+        return self.window.cost_trend.at(self.input_length)
+
+    @property
+    def seconds_error(self) -> float | None:
+        return self.window.seconds_trend.error
+
+    @property
+    def cost_error(self) -> float | None:
+        return self.window.cost_trend.error

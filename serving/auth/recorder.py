@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from neuroweaver.audit_trail import Act, AuditTrail
 
+_Entry = tuple[Act, asyncio.Future[None]]
+
 
 class Recorder:
     """Appends to a trail, one transaction after the other; what comes meanwhile goes into the next. For one loop.
@@ -17,30 +19,39 @@ class Recorder:
     def __init__(self, trail: AuditTrail) -> None:
         self._trail = trail
         self._thread = ThreadPoolExecutor(1, "audit")
-        self._waiting: list[tuple[Act, asyncio.Future[None]]] = []
-        self._writing: asyncio.Task[None] | None = None
+        self._waiting: list[_Entry] = []
+        self._is_writing = False
 
     async def append(self, act: Act) -> None:
         """Returns when the entry is on disk; it is written though its caller is gone. Raises what the trail raises."""
-        written = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        written = loop.create_future()
         self._waiting.append((act, written))
-        if self._writing is None or self._writing.done():
-            self._writing = asyncio.create_task(self._write())
+        if not self._is_writing:
+            self._is_writing = True
+            loop.call_soon(self._begin, loop)
         await written
 
-    async def _write(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting, []
-            failure: Exception | None = None
-            try:
-                acts = [act for act, _ in batch]
-                await asyncio.get_running_loop().run_in_executor(self._thread, self._trail.append_all, acts)
-            except Exception as error:  # of a database: whoever waits must not wait for ever
-                failure = error
-            for _, written in batch:
-                if written.done():
-                    continue
-                if failure is None:
-                    written.set_result(None)
-                else:
-                    written.set_exception(failure)
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
+        batch, self._waiting = self._waiting, []
+        self._thread.submit(self._write, batch, loop)
+
+    def _write(self, batch: list[_Entry], loop: asyncio.AbstractEventLoop) -> None:
+        failure: Exception | None = None
+        try:
+            self._trail.append_all([act for act, _ in batch])
+        except Exception as error:  # of a database: whoever waits must not wait for ever
+            failure = error
+        loop.call_soon_threadsafe(self._end, batch, failure, loop)
+
+    def _end(self, batch: list[_Entry], failure: Exception | None, loop: asyncio.AbstractEventLoop) -> None:
+        for _, written in batch:
+            if written.done():
+                continue
+            if failure is None:
+                written.set_result(None)
+            else:
+                written.set_exception(failure)
+        self._is_writing = bool(self._waiting)
+        if self._is_writing:
+            self._begin(loop)

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import uvloop
+
 from serving import json_log
 from serving.engine import wire
 from serving.engine.messages import EngineSetup, NotStarted, Ready
@@ -43,7 +45,7 @@ def main(make: Callable[[EngineSetup], Engine]) -> None:
     except Exception as error:
         lifeline.tell(NotStarted((str(error).splitlines() or [type(error).__name__])[0]))
         sys.exit(1)
-    asyncio.run(_serve(engine, Path(folder) / "socket", lifeline))
+    uvloop.run(_serve(engine, Path(folder) / "socket", lifeline))
 
 
 def make(setup: EngineSetup) -> Engine:

@@ -15,7 +15,7 @@ from neuroweaver.routing.breaker import RULES, Breaker, Phase
 from neuroweaver.routing.candidates import Candidate, Demand, Override
 from neuroweaver.routing.decision import Decision, Health, decide
 from neuroweaver.routing.performance import LEAST, adjusted
-from neuroweaver.routing.prediction import predict
+from neuroweaver.routing.prediction import Prediction
 from neuroweaver.routing.sharing import choose, shares
 from neuroweaver.routing.window import KEPT_REQUESTS, KEPT_SECONDS, Observation, Window
 
@@ -205,15 +205,15 @@ def test_a_prediction_follows_the_length_of_the_input(base: float, slope: float,
     window = answers([base + slope * each for each in lengths], lengths=lengths)
 
     longer = max(lengths) + 1000
-    assert predict(window, longer).seconds == pytest.approx(base + slope * longer, rel=1e-6, abs=1e-6)
-    assert predict(window, 0).seconds == pytest.approx(base + slope * min(lengths), rel=1e-6, abs=1e-6)
+    assert Prediction(window, longer).seconds == pytest.approx(base + slope * longer, rel=1e-6, abs=1e-6)
+    assert Prediction(window, 0).seconds == pytest.approx(base + slope * min(lengths), rel=1e-6, abs=1e-6)
 
 
 @given(st.lists(st.tuples(st.integers(0, 8000), st.floats(0, 60)), max_size=40), st.integers(0, 8000))
 def test_a_prediction_is_never_below_what_was_seen_and_unknown_only_without_answers(
     seen: list[tuple[int, float]], length: int
 ) -> None:
-    found = predict(answers([each for _, each in seen], lengths=[each for each, _ in seen], failed=3), length)
+    found = Prediction(answers([each for _, each in seen], lengths=[each for each, _ in seen], failed=3), length)
 
     assert (found.seconds is None) == (not seen)
     assert found.seconds is None or found.seconds >= min(each for _, each in seen) * (1 - 1e-9)
@@ -223,11 +223,11 @@ def test_the_error_of_predictions_is_relative_to_what_came() -> None:
     right = Observation(0, True, 2.0, 10, 0.5, predicted_seconds=2.0, predicted_cost_usd=0.25)
     wrong = Observation(0, True, 2.0, 10, 0.5, predicted_seconds=5.0, predicted_cost_usd=0.75)
     unknown = Observation(0, True, 99.0, 10, 0.0)
-    found = predict(Window((right, wrong, unknown)), 10)
+    found = Prediction(Window((right, wrong, unknown)), 10)
 
     assert found.seconds_error == pytest.approx(3 / 4)
     assert found.cost_error == pytest.approx(0.5 / 1)
-    assert predict(Window((unknown,)), 10).seconds_error is None
+    assert Prediction(Window((unknown,)), 10).seconds_error is None
 
 
 # performance
