@@ -172,3 +172,13 @@ IDEMPOTENCY_KEYS = Table(
     Column("answer", JSON(none_as_null=True)),
     Column("created_at", String(32), nullable=False, index=True),
 )
+SERVICES = Table(
+    "services",
+    METADATA,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(255), nullable=False),
+    Column("started_at", String(32), nullable=False),
+    Column("seen_at", String(32), nullable=False),
+    Column("beat", Integer, nullable=False),
+    Column("reckons_with", JSON, nullable=False),
+)

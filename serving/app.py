@@ -12,6 +12,7 @@ from neuroweaver.deployments import Deployments
 from neuroweaver.events import EventLog
 from neuroweaver.executions import Executions
 from neuroweaver.overrides import Overrides
+from neuroweaver.services import Services
 from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from serving import registry
@@ -34,7 +35,9 @@ from serving.events.socket_io import SocketIO
 from serving.events.stream import EventStream
 from serving.executions import ExecutionLog
 from serving.fleet import Fleet
+from serving.following import Following
 from serving.overrides import StandingOverrides
+from serving.peers import Peers
 from serving.request_ids import RequestIds
 from serving.router import Router
 from serving.routing_metrics import RoutingMetrics
@@ -55,10 +58,11 @@ def create_app(
     access: Access = LOCAL_ACCESS,
     executions: ExecutionLog | None = None,
     training: Training | None = None,
+    peers: Peers | None = None,
 ) -> FastAPI:
     """`base_name` is what OpenAI's clients call the base model; a `fleet` that is not given has no deployments yet.
 
-    A `training` that is not given accepts jobs, and starts none.
+    A `training` that is not given accepts jobs, and starts none; `peers` that are not given are those of the fleet.
 
     Without `access` every caller is the local user: right on loopback alone, where nobody else can call.
     Whoever gives `executions` closes them.
@@ -79,7 +83,8 @@ def create_app(
     log = EventLog(open_store(settings))
     checks = HealthChecks(log, fleet, requests, settings.health_interval_seconds)
     baking = Baking(Bakes(open_store(settings)), fleet, requests)
-    events = EventStream(log, [checks, baking], access, catalog, settings)
+    peers = peers or create_peers(fleet, settings)
+    events = EventStream(log, [checks, baking, Following(fleet), peers], access, catalog, settings)
     app = DocumentedApi(
         title="NeuroWeaver", version=__version__, description="Automotive models, fine-tuned and served.",
         generate_unique_id_function=lambda route: f"{route.tags[0]}-{route.name}" if route.tags else route.name,
@@ -118,6 +123,11 @@ def create_fleet(engine: Engine, catalog: Catalog, settings: Settings) -> Fleet:
         engine, catalog, Deployments(open_store(settings)), partial(registry.version, settings),
         bake=load_config(settings.serving_config).bake, warm_up_seconds=settings.request_timeout_seconds,
     )  # fmt: skip
+
+
+def create_peers(fleet: Fleet, settings: Settings) -> Peers:
+    """The other services of the settings' store, for the fleet to share with. Raises what `open_store` raises."""
+    return Peers(Services(open_store(settings)), fleet, settings.request_timeout_seconds)
 
 
 def create_log(settings: Settings) -> ExecutionLog:

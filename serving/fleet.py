@@ -7,7 +7,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from neuroweaver.deployments import UNFINISHED, DeploymentRecord, Deployments, D
 from neuroweaver.errors import ConflictError
 from neuroweaver.routing.baking import RULES, BakeRules
 from neuroweaver.routing.candidates import PRODUCTION, Environment
+from neuroweaver.services import Portion
 from neuroweaver.users import LOCAL_USER, User
 from serving import deployable
 from serving.catalog import Catalog, ServedModel, describe
@@ -59,6 +60,7 @@ class Fleet:
         self._loading = threading.Lock()  # the engine's adapters and `_live` change together
         self._adopting = threading.Lock()
         self._work: set[asyncio.Task[None]] = set()
+        self._portion = Portion()
 
     @property
     def deployments(self) -> Deployments:
@@ -85,14 +87,34 @@ class Fleet:
         """The deployment if it is loaded, draining or not."""
         return self._live.get(deployment_id)
 
-    def restore(self) -> None:
+    @property
+    def has_portion(self) -> bool:
+        """Whether other services of the store have left it anything of the limits."""
+        return self._portion.count > 0
+
+    @property
+    def fits(self) -> bool:
+        """Whether nowhere more is under way than may be."""
+        return all(live.limiter.in_flight <= live.limiter.limit for live in self.loaded())
+
+    def divide(self, portion: Portion) -> None:
+        """Take this portion of all limits, until another one is set; what is under way beyond it goes on."""
+        self._portion = portion
+        for live in self.loaded():
+            live.limiter.change(portion.of(live.record.max_concurrency))
+
+    def restore(self, *, alone: bool = True) -> None:
         """Bring up what was there when the service ended, with the same weights. Blocks; for the start.
 
         One that can't be loaded, or does not answer, is failed with the reason, and the others serve. Upstreams are not
-        asked whether they are there just now.
+        asked whether they are there just now. Where the service is not `alone`, deployments are looked after by others:
+        it joins those that are active.
         """
         for record in self._deployments.find(UNFINISHED):
-            if record.state is DeploymentState.DRAINING:
+            if not alone:
+                if record.state is DeploymentState.ACTIVE:
+                    self.join(record)
+            elif record.state is DeploymentState.DRAINING:
                 self._deployments.move(record.id, DeploymentState.STOPPED, "the service ended while it drained")
             else:
                 self._bring_up(record)
@@ -141,6 +163,37 @@ class Fleet:
         self._spawn(self._take_down(record))
         return record
 
+    def join(self, record: DeploymentRecord) -> bool:
+        """Load what another service has deployed; it takes requests here when it is warm. Blocks.
+
+        False where that can't be done, which the log says: it is served elsewhere, and stays so.
+        """
+        coming = replace(record, state=DeploymentState.DEPLOYING, revision=0)
+        try:
+            if record.folder is not None:
+                wait_for(self._engine, self._warm_up_seconds)
+            with self._loading:
+                model = self._load(record)
+                self._live[record.id] = Live(coming, model, self._limiter(record))
+            if record.folder is not None:
+                warm_up(self._engine, model, self._warm_up_seconds)
+        except EngineClosedError:  # the service stops
+            return False
+        except Exception as error:  # a foreign file can be wrong in any way, and must not stop the service
+            _log.error("%s (%s) can't be served here: %s", record.id, record.model_id, _reason(error))
+            self._discard(coming)
+            return False
+        self.adopt(self._deployments.get(record.id))
+        _log.info("%s serves %s in %s", record.id, record.model_id, record.environment)
+        return True
+
+    async def leave(self, deployment_id: str) -> None:
+        """Take it down here, when the requests that it has are answered; whoever has ended it writes the rest."""
+        live = self._live.get(deployment_id)
+        if live is not None:
+            await live.limiter.drained()
+            await asyncio.to_thread(self._forget, live.record)
+
     def _bring_up(self, record: DeploymentRecord) -> None:
         """Verify, load, warm up, and only then let traffic in."""
         try:
@@ -148,7 +201,7 @@ class Fleet:
                 wait_for(self._engine, self._warm_up_seconds)
             with self._loading:
                 model = self._load(record)
-                self._live[record.id] = Live(record, model, Limiter(record.max_concurrency))
+                self._live[record.id] = Live(record, model, self._limiter(record))
                 if not record.shadow:
                     self._catalog.add_deployed(model)
             if record.state is DeploymentState.DEPLOYING or record.folder is not None:
@@ -161,11 +214,13 @@ class Fleet:
         except EngineClosedError:  # the service stops, and brings it up when it is back
             _log.info("%s (%s) is not loaded: the service stops", record.id, record.model_id)
         except Exception as error:  # a foreign file can be wrong in any way, and must not stop the service
-            reason = f"{type(error).__name__}: {(str(error).splitlines() or ['no details'])[0]}"
-            _log.error("%s (%s) failed: %s", record.id, record.model_id, reason)
+            _log.error("%s (%s) failed: %s", record.id, record.model_id, _reason(error))
             self._discard(record)
             with contextlib.suppress(ConflictError):  # undeployed meanwhile
-                self._deployments.move(record.id, DeploymentState.FAILED, reason)
+                self._deployments.move(record.id, DeploymentState.FAILED, _reason(error))
+
+    def _limiter(self, record: DeploymentRecord) -> Limiter:
+        return Limiter(self._portion.of(record.max_concurrency))
 
     def _load(self, record: DeploymentRecord) -> ServedModel:
         if record.folder is None:
@@ -176,10 +231,7 @@ class Fleet:
         return model
 
     async def _take_down(self, record: DeploymentRecord) -> None:
-        live = self._live.get(record.id)
-        if live is not None:
-            await live.limiter.drained()
-        await asyncio.to_thread(self._forget, record)
+        await self.leave(record.id)
         await asyncio.to_thread(self._deployments.move, record.id, DeploymentState.STOPPED, "drained")
 
     def _discard(self, record: DeploymentRecord) -> None:
@@ -208,7 +260,7 @@ class Fleet:
             live = self._live.get(record.id)
             if live is not None and record.revision > live.record.revision:
                 live.record = record
-                live.limiter.change(record.max_concurrency)
+                live.limiter.change(self._portion.of(record.max_concurrency))
                 if live.active and not record.shadow:
                     self._catalog.add_deployed(live.model)
 
@@ -216,6 +268,10 @@ class Fleet:
         task = asyncio.create_task(_logged(work))
         self._work.add(task)
         task.add_done_callback(self._work.discard)
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or ['no details'])[0]}"
 
 
 async def _logged(work: Coroutine[Any, Any, None]) -> None:

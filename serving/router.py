@@ -190,6 +190,8 @@ class Router:
             model = self._catalog.find(candidate.id)
         elif not live.active:
             return None
+        elif not self._fleet.has_portion:
+            raise TryAgainError("its limit is shared with services that this one can't be told of now", 2)
         else:
             model = live.model
             await live.limiter.acquire(seconds, self._retry_after_seconds(candidate))

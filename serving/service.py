@@ -27,7 +27,7 @@ from neuroweaver.settings import Settings
 from neuroweaver.store import open_store
 from serving import json_log, registry
 from serving.api.errors import error_response
-from serving.app import create_app, create_fleet, create_log
+from serving.app import create_app, create_fleet, create_log, create_peers
 from serving.auth.access import open_access
 from serving.catalog import Catalog, describe_upstreams, load_champions
 from serving.config import load_config
@@ -39,6 +39,7 @@ from serving.engine.supervisor import Supervisor
 from serving.events.stream import EventStream
 from serving.executions import ExecutionLog
 from serving.metrics import Timings, render
+from serving.peers import Peers
 from serving.routing_metrics import RoutingMetrics
 from serving.screen import Screen, Template, as_sent, route_templates
 from serving.shadow_metrics import ShadowMetrics
@@ -131,6 +132,7 @@ class NeuroWeaver:
         self._stopped = threading.Event()
         self._failed = False
         self._events: EventStream | None = None
+        self._peers: Peers | None = None
         self._routing: RoutingMetrics | None = None
         self._shadows: ShadowMetrics | None = None
         self._loop = asyncio.get_running_loop()
@@ -156,7 +158,10 @@ class NeuroWeaver:
             served += describe_upstreams({name: chosen.upstreams[name] for name in upstreams})
             engines, catalog = Engines(engine, upstreams), Catalog(served)
             fleet = create_fleet(engines, catalog, chosen)
-            fleet.restore()
+            self._peers = peers = create_peers(fleet, chosen)
+            peers.announce()
+            fleet.restore(alone=peers.alone)
+            peers.announce()  # again: there may be others by now
             self._executions = create_log(chosen)
             training = Training(open_store(chosen), chosen)
         except Exception as error:
@@ -165,7 +170,7 @@ class NeuroWeaver:
             return
         pruning = (open_store(chosen), chosen, self._stopped)
         threading.Thread(target=retention.keep_pruning, args=pruning, name="retention", daemon=True).start()
-        app = create_app(engines, catalog, chosen, base.title, fleet, access, self._executions, training)
+        app = create_app(engines, catalog, chosen, base.title, fleet, access, self._executions, training, peers)
         self._events = app.state.events
         self._routing, self._shadows = app.state.routing, app.state.shadows
         asyncio.run_coroutine_threadsafe(self._events.start(), self._loop).result(60)  # BentoML runs no lifespan of it
@@ -215,6 +220,8 @@ class NeuroWeaver:
             raise HTTPException(503, front.reason)
         if self._events is not None and self._events.hub.stopping:
             raise HTTPException(503, "the service stops")
+        if self._peers is not None and not self._peers.is_let_in:
+            raise HTTPException(503, "other services have not left it its portion of the limits yet")
         stats = await asyncio.to_thread(self._engine.stats)
         return stats.alive
 
@@ -252,3 +259,5 @@ class NeuroWeaver:
             self._engine.close()
         if self._executions is not None:
             self._executions.close()
+        if self._peers is not None:
+            self._peers.leave()

@@ -1,4 +1,4 @@
-"""The events of a service: who watches them, for how long they may, and what is written into them."""
+"""The events of a service: who watches them, for how long they may, and what looks after what they tell of."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class Watch(Protocol):
-    """What looks at something, and writes events of it, until it is cancelled."""
+    """What looks at something again and again, until it is cancelled."""
 
     async def run(self) -> None: ...
 
