@@ -26,7 +26,7 @@ from neuroweaver.audit_trail import AuditEntry, Verification, verify_chain
 from neuroweaver.database import Database
 from neuroweaver.errors import ConflictError, InputError, IntegrityError, NeuroWeaverError, NotFoundError
 from neuroweaver.store import timestamp
-from neuroweaver.tables import AUDIT, LAST_AUDIT_ENTRY, NUMBERS
+from neuroweaver.tables import AUDIT, LAST_AUDIT_ENTRY, NUMBERS, SERVICES
 
 FORMAT = "neuroweaver store backup 1"
 _BATCH = 1000
@@ -126,6 +126,8 @@ def _dump(database: Database) -> Iterator[Any]:
     with schema.reading(database) as (connection, revision):
         yield {"format": FORMAT, "revision": revision, "madeAt": timestamp(), "madeBy": f"neuroweaver {__version__}"}
         for table in schema.tables_at(revision).sorted_tables:
+            if table.name == SERVICES.name:  # who is there now is not there when it is restored
+                continue
             yield {"table": table.name, "columns": list(table.columns.keys())}
             query = select(table).order_by(*table.primary_key).execution_options(yield_per=_BATCH)
             for row in connection.execute(query):

@@ -65,8 +65,9 @@ class Database:
     def write(self) -> Iterator[Connection]:
         """A transaction: kept whole, on disk, when the block ends well, and not at all when it does not.
 
-        Others wait up to 30 seconds: in SQLite for the whole block, so a block must not open another one; in PostgreSQL
-        for the rows that it has changed or read `with_for_update`. Rows that were only read may change meanwhile there.
+        Others wait, in SQLite for the whole block, so a block must not open another one; in PostgreSQL for the rows
+        that it has changed or read `with_for_update`. Rows that were only read may change meanwhile there. They wait up
+        to 30 seconds for other processes, and before it, in SQLite, as long for threads of this one.
         """
         with self._described_errors(), self._turn(), self._engine.connect() as connection:
             connection.execution_options(begin=_BEGIN_WRITING)
@@ -112,7 +113,7 @@ class Database:
             return
         turn = _turns.setdefault(str(self._file), threading.Lock())
         if not turn.acquire(timeout=BUSY_SECONDS):
-            said = f"another thread has been writing for {BUSY_SECONDS:.0f} seconds"
+            said = f"other threads have been writing for {BUSY_SECONDS:.0f} seconds"
             raise errors.StorageError(f"can't use the store {self}: {said}")
         try:
             yield

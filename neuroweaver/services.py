@@ -53,12 +53,12 @@ class Services:
 
     def beat(
         self, service_id: str, owner: str, number: int, reckons_with: Collection[str],
-        gone: Mapping[str, int] | None = None,
+        gone: Mapping[str, int] | None = None, *, is_new: bool,
     ) -> tuple[bool, list[ServiceRecord]]:  # fmt: skip
         """Say that a service is there, and forget those that are `gone`, if the beat that is given was their last one.
 
-        Of a service no `number` comes twice. Gives whether it was known before, which it is not when it begins and when
-        others took it for gone; and all that are there now, the oldest first.
+        Of a service no `number` comes twice. Gives whether it was known before, and all that are there now, the oldest
+        first. One that was not known is among them if it `is_new`, and else was taken for gone by others.
         """
         now = timestamp()
         told = {"seen_at": now, "beat": number, "reckons_with": sorted(reckons_with)}
@@ -67,7 +67,7 @@ class Services:
                 connection.execute(delete(SERVICES).where(SERVICES.c.id == other, SERVICES.c.beat == beat))
             mine = update(SERVICES).where(SERVICES.c.id == service_id)
             known = connection.execute(mine.values(**told)).rowcount > 0
-            if not known:
+            if not known and is_new:
                 connection.execute(insert(SERVICES).values(id=service_id, owner=owner, started_at=now, **told))
             return known, _all(connection)
 

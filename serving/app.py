@@ -84,7 +84,8 @@ def create_app(
     checks = HealthChecks(log, fleet, requests, settings.health_interval_seconds)
     baking = Baking(Bakes(open_store(settings)), fleet, requests)
     peers = peers or create_peers(fleet, settings)
-    events = EventStream(log, [checks, baking, Following(fleet), peers], access, catalog, settings)
+    following = Following(fleet, settings.request_timeout_seconds)
+    events = EventStream(log, [checks, baking, following, peers], access, catalog, settings)
     app = DocumentedApi(
         title="NeuroWeaver", version=__version__, description="Automotive models, fine-tuned and served.",
         generate_unique_id_function=lambda route: f"{route.tags[0]}-{route.name}" if route.tags else route.name,

@@ -58,7 +58,7 @@ class Fleet:
         self._fetch = fetch
         self._live: dict[str, Live] = {}
         self._loading = threading.Lock()  # the engine's adapters and `_live` change together
-        self._adopting = threading.Lock()
+        self._adopting = threading.Lock()  # limits, and the records and the portion that they follow from
         self._work: set[asyncio.Task[None]] = set()
         self._portion = Portion()
 
@@ -99,9 +99,10 @@ class Fleet:
 
     def divide(self, portion: Portion) -> None:
         """Take this portion of all limits, until another one is set; what is under way beyond it goes on."""
-        self._portion = portion
-        for live in self.loaded():
-            live.limiter.change(portion.of(live.record.max_concurrency))
+        with self._adopting:
+            self._portion = portion
+            for live in self.loaded():
+                live.limiter.change(portion.of(live.record.max_concurrency))
 
     def restore(self, *, alone: bool = True) -> None:
         """Bring up what was there when the service ended, with the same weights. Blocks; for the start.
@@ -174,7 +175,7 @@ class Fleet:
                 wait_for(self._engine, self._warm_up_seconds)
             with self._loading:
                 model = self._load(record)
-                self._live[record.id] = Live(coming, model, self._limiter(record))
+                self._add(coming, model)
             if record.folder is not None:
                 warm_up(self._engine, model, self._warm_up_seconds)
         except EngineClosedError:  # the service stops
@@ -201,7 +202,7 @@ class Fleet:
                 wait_for(self._engine, self._warm_up_seconds)
             with self._loading:
                 model = self._load(record)
-                self._live[record.id] = Live(record, model, self._limiter(record))
+                self._add(record, model)
                 if not record.shadow:
                     self._catalog.add_deployed(model)
             if record.state is DeploymentState.DEPLOYING or record.folder is not None:
@@ -219,8 +220,9 @@ class Fleet:
             with contextlib.suppress(ConflictError):  # undeployed meanwhile
                 self._deployments.move(record.id, DeploymentState.FAILED, _reason(error))
 
-    def _limiter(self, record: DeploymentRecord) -> Limiter:
-        return Limiter(self._portion.of(record.max_concurrency))
+    def _add(self, record: DeploymentRecord, model: ServedModel) -> None:
+        with self._adopting:
+            self._live[record.id] = Live(record, model, Limiter(self._portion.of(record.max_concurrency)))
 
     def _load(self, record: DeploymentRecord) -> ServedModel:
         if record.folder is None:
@@ -259,8 +261,8 @@ class Fleet:
         with self._adopting:
             live = self._live.get(record.id)
             if live is not None and record.revision > live.record.revision:
-                live.record = record
                 live.limiter.change(self._portion.of(record.max_concurrency))
+                live.record = record
                 if live.active and not record.shadow:
                     self._catalog.add_deployed(live.model)
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from time import monotonic, sleep
@@ -37,7 +39,7 @@ class Peers:
         self, services: Services, fleet: Fleet, longest_seconds: float, *,
         owner: str | None = None, clock: Callable[[], float] = monotonic,
     ) -> None:  # fmt: skip
-        self.id = f"svc_{uuid4().hex[:12]}"
+        self.id = _new_id()
         self._services, self._fleet, self._clock = services, fleet, clock
         self._gone_seconds = SILENT_SECONDS + longest_seconds + _MARGIN_SECONDS
         self._owner = owner or processes.this_process()
@@ -45,9 +47,11 @@ class Peers:
         self._gone: dict[str, int] = {}  # those that are to be forgotten, if this was their last beat
         self._there: tuple[str, ...] = ()  # by now, the oldest first
         self._reckons_with: frozenset[str] = frozenset((self.id,))
-        self._is_let_in = False
+        self._is_let_in = self._has_left = self._has_waited = False
         self._beat = 0
         self._told_at = clock()
+        self._telling = threading.Lock()
+        self._thread = ThreadPoolExecutor(1, "peers")  # those that the loop lends may all be busy
 
     @property
     def alone(self) -> bool:
@@ -55,9 +59,13 @@ class Peers:
         return len(self._there) <= 1
 
     @property
-    def is_let_in(self) -> bool:
-        """Whether the others have left it its portion."""
-        return self._is_let_in
+    def hindrance(self) -> str | None:
+        """Why it has no portion of the limits now; None where it has one."""
+        if self._is_let_in:
+            return None
+        if self._clock() >= self._told_at + SILENT_SECONDS:
+            return "other services can't be told that this one is there: the store does not answer"
+        return "other services have not left this one its portion of the limits yet"
 
     def announce(self) -> None:
         """Say that it is there, and hear who else is: of those that are not it may take time to know that.
@@ -65,8 +73,14 @@ class Peers:
         Blocks; for the start. Raises what the store raises.
         """
         self._hear(*self._tell())
-        while self._gone or any(not self._heard[name].again for name in self._there if name != self.id):
+        silent: set[str] = set()
+        while self._gone or (silent := {name for name in self._there if not self._heard[name].again} - {self.id}):
             if not self._gone:
+                if not self._has_waited:
+                    _log.info(
+                        "waiting for a sign of %d other services, %.0f s at most", len(silent), self._gone_seconds
+                    )
+                self._has_waited = True
                 sleep(_ASK_SECONDS)
             self._hear(*self._tell(self._gone))
         self._fleet.divide(self._portion())
@@ -77,38 +91,52 @@ class Peers:
 
     async def look(self) -> None:
         """Tell the others, hear of them, and take the portion that they leave."""
-        telling = asyncio.create_task(asyncio.to_thread(self._tell))
-        left = max(self._told_at + SILENT_SECONDS - self._clock(), 0)
-        if not (await asyncio.wait((telling,), timeout=left))[0]:  # a store may keep one waiting for long
-            self._stand_back()
-        try:
-            known, found = await telling
-        except NeuroWeaverError:
-            if self._clock() >= self._told_at + SILENT_SECONDS:
-                self._stand_back()
-            raise
         before = self._there
-        self._take(known, found)
+        self._take(*await self._told())
         if self._gone or self._makes_room():
-            self._take(*await asyncio.to_thread(self._tell, self._gone))
+            self._take(*await self._told(self._gone))
         if before and set(before) != set(self._there):
             _log.info("%d services share the limits of deployments", len(self._there))
 
     def leave(self) -> None:
         """The last word: nothing is under way any more. A store that can't be told is logged; others notice."""
+        with self._telling:
+            self._has_left = True
+            try:
+                self._services.leave(self.id)
+            except NeuroWeaverError as error:
+                _log.warning("other services can't be told that this one goes: %s", error)
+
+    async def _told(self, gone: Mapping[str, int] | None = None) -> tuple[bool, list[ServiceRecord]]:
+        """`_tell`, and stand back where that takes too long: a store may keep one waiting."""
+        telling = asyncio.get_running_loop().run_in_executor(self._thread, self._tell, gone)
+        left = max(self._told_at + SILENT_SECONDS - self._clock(), 0)
+        if not (await asyncio.wait((telling,), timeout=left))[0]:
+            self._stand_back()
         try:
-            self._services.leave(self.id)
-        except NeuroWeaverError as error:
-            _log.warning("other services can't be told that this one goes: %s", error)
+            return await telling
+        except NeuroWeaverError:
+            if self._clock() >= self._told_at + SILENT_SECONDS:
+                self._stand_back()
+            raise
 
     def _tell(self, gone: Mapping[str, int] | None = None) -> tuple[bool, list[ServiceRecord]]:
         """And forget those of `gone`, of whom was heard just now: their portions are taken, should they come back."""
-        asked = self._clock()
-        self._reckons_with -= (gone or {}).keys()
-        self._beat += 1
-        told = self._services.beat(self.id, self._owner, self._beat, self._reckons_with, gone)
-        self._told_at = asked
-        return told
+        with self._telling:
+            if self._has_left:
+                raise NeuroWeaverError("this service has said that it goes")
+            asked = self._clock()
+            self._reckons_with -= (gone or {}).keys()
+            self._beat += 1
+            known, found = self._services.beat(
+                self.id, self._owner, self._beat, self._reckons_with, gone, is_new=self._beat == 1
+            )
+            if not known and self._beat > 1:  # it was taken for gone, and comes anew
+                self.id = _new_id()
+                self._reckons_with, self._beat = frozenset((self.id,)), 1
+                known, found = self._services.beat(self.id, self._owner, 1, self._reckons_with, is_new=True)
+            self._told_at = asked
+            return known, found
 
     def _take(self, known: bool, found: Sequence[ServiceRecord]) -> None:
         self._hear(known, found)
@@ -125,9 +153,10 @@ class Peers:
     def _is_gone(self, service: ServiceRecord, now: float) -> bool:
         if service.owner == self._owner:  # this process was given the number of an older one
             return True
-        if processes.is_here(service.owner):
-            return processes.is_gone(service.owner, datetime.fromisoformat(service.seen_at))
-        return now >= self._heard[service.id].at + self._gone_seconds
+        if now >= self._heard[service.id].at + self._gone_seconds:
+            return True
+        seen = datetime.fromisoformat(service.seen_at)
+        return processes.is_here(service.owner) and processes.is_gone(service.owner, seen)
 
     def _makes_room(self) -> bool:
         """Whether it reckons with others than before, now that what is under way fits into what they leave it."""
@@ -144,6 +173,10 @@ class Peers:
 
     def _portion(self) -> Portion:
         return Portion(self._there.index(self.id), len(self._there)) if self._is_let_in else NOTHING
+
+
+def _new_id() -> str:
+    return f"svc_{uuid4().hex[:12]}"
 
 
 @dataclass(frozen=True)

@@ -191,7 +191,7 @@ class Router:
         elif not live.active:
             return None
         elif not self._fleet.has_portion:
-            raise TryAgainError("its limit is shared with services that this one can't be told of now", 2)
+            raise TryAgainError("its limit is shared among services, and this one has no portion of it now", 2)
         else:
             model = live.model
             await live.limiter.acquire(seconds, self._retry_after_seconds(candidate))

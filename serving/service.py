@@ -211,6 +211,8 @@ class NeuroWeaver:
         front.app = None
         self._failed = True
         _log.error("%s", front.reason)
+        if self._peers is not None:
+            self._peers.leave()
 
     async def __is_alive__(self) -> bool:
         return not self._failed
@@ -220,8 +222,8 @@ class NeuroWeaver:
             raise HTTPException(503, front.reason)
         if self._events is not None and self._events.hub.stopping:
             raise HTTPException(503, "the service stops")
-        if self._peers is not None and not self._peers.is_let_in:
-            raise HTTPException(503, "other services have not left it its portion of the limits yet")
+        if self._peers is not None and self._peers.hindrance is not None:
+            raise HTTPException(503, self._peers.hindrance)
         stats = await asyncio.to_thread(self._engine.stats)
         return stats.alive
 

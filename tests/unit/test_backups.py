@@ -22,6 +22,7 @@ from neuroweaver.database import Database
 from neuroweaver.deployments import Deployments
 from neuroweaver.events import EventLog
 from neuroweaver.jobs import Jobs, Progress
+from neuroweaver.services import Services
 from neuroweaver.store import Store
 from neuroweaver.tables import AUDIT, METADATA
 from neuroweaver.users import LOCAL_USER
@@ -104,6 +105,18 @@ def test_a_backup_becomes_the_same_store_in_either_kind_of_database(
     assert len(Jobs(restored).moves(job.id)) == 1
     assert EventLog(restored).append("system:u", "x", "m", {}).id == EventLog(filled).last_id() + 1
     assert AuditTrail(restored).append(LOCAL_USER, "a", "b", "done").id == 4
+
+
+def test_the_services_that_are_there_are_in_no_backup(filled: Store, tmp_path: Path, target: Database) -> None:
+    services = Services(filled)
+    services.beat("svc_0123456789ab", "box:7", 1, {"svc_0123456789ab"}, is_new=True)
+
+    back_up(filled, tmp_path / "s.nwb")
+    restore(tmp_path / "s.nwb", target)
+
+    assert len(services.all()) == 1
+    assert rows(target)["services"] == []
+    assert rows(target)["jobs"] == rows(filled)["jobs"]
 
 
 def test_a_backup_is_one_moment_of_a_store_that_others_write_to(opened: Store, store_url: str, tmp_path: Path) -> None:

@@ -172,5 +172,5 @@ def test_a_thread_that_writes_for_too_long_is_one_clear_error(tmp_path: Path, mo
         thread.start()
         thread.join(10)
 
-    assert "another thread has been writing" in str(refused[0])
+    assert "other threads have been writing" in str(refused[0])
     assert value_of(opened, LAST_EVENT) == 0

@@ -10,12 +10,13 @@ import random
 import socket
 import subprocess
 import sys
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neuroweaver.errors import StorageError
+from neuroweaver.errors import NeuroWeaverError, StorageError
 from neuroweaver.services import NOTHING, Portion, ServiceRecord, Services
 from neuroweaver.store import Store
 from serving.peers import BEAT_SECONDS, SILENT_SECONDS, Peers
@@ -126,7 +127,7 @@ def test_one_that_is_alone_takes_all_at_once(opened: Store, clock: Clock) -> Non
 
     only.peers.announce()
 
-    assert (only.limit, only.peers.alone, only.peers.is_let_in) == (LIMIT, True, True)
+    assert (only.limit, only.peers.alone, only.peers.hindrance) == (LIMIT, True, None)
 
 
 def test_one_that_comes_takes_nothing_until_the_others_have_made_room(opened: Store, clock: Clock) -> None:
@@ -134,7 +135,7 @@ def test_one_that_comes_takes_nothing_until_the_others_have_made_room(opened: St
     first.look()
     second.look()
     assert (first.limit, second.limit) == (LIMIT, 0)
-    assert not second.peers.is_let_in
+    assert second.peers.hindrance == "other services have not left this one its portion of the limits yet"
 
     first.look()
     assert (first.limit, second.limit) == (LIMIT // 2, 0)
@@ -203,6 +204,44 @@ def test_one_of_this_host_is_known_to_have_ended_at_once(opened: Store, clock: C
     assert second.limit == LIMIT
 
 
+def test_one_of_this_host_that_is_alive_and_says_nothing_is_taken_for_gone_in_the_end(
+    opened: Store, clock: Clock
+) -> None:
+    hanging = Service(opened, clock, "hanging", f"{socket.gethostname()}:{os.getppid()}")
+    other = Service(opened, clock, "other", f"{socket.gethostname()}:{os.getpid()}")
+    hanging.look()
+
+    look_in_turn(clock, other, seconds=GONE_SECONDS - BEAT_SECONDS)
+    assert other.limit == 0
+    look_in_turn(clock, other)
+
+    assert other.limit == LIMIT
+
+
+def test_one_that_was_taken_for_gone_comes_anew_under_another_name(opened: Store, clock: Clock) -> None:
+    first, second = Service(opened, clock, "first"), Service(opened, clock, "second")
+    look_in_turn(clock, first, second)
+    name = second.peers.id
+    look_in_turn(clock, first, seconds=GONE_SECONDS + BEAT_SECONDS)
+
+    second.look()
+
+    assert second.peers.id != name
+    assert [each.id for each in second.services.all()] == [first.peers.id, second.peers.id]
+    assert (first.limit, second.limit) == (LIMIT, 0)
+
+
+def test_the_last_word_is_the_last(opened: Store, clock: Clock) -> None:
+    only = Service(opened, clock, "only")
+    only.look()
+    only.peers.leave()
+
+    with pytest.raises(NeuroWeaverError, match="has said that it goes"):
+        only.look()
+
+    assert only.services.all() == []
+
+
 def test_one_that_had_the_number_of_this_process_is_gone(opened: Store, clock: Clock) -> None:
     before, after = Service(opened, clock, "before", "box:7"), Service(opened, clock, "after", "box:7")
     before.look()
@@ -256,7 +295,8 @@ def test_one_that_cannot_reach_the_store_takes_nothing_before_others_take_it_for
         first.look()
         assert first.limit == LIMIT // 2
     assert SILENT_SECONDS <= clock.now - lost < GONE_SECONDS
-    assert not second.peers.is_let_in
+    assert second.peers.hindrance is not None
+    assert "the store does not answer" in second.peers.hindrance
 
     look_in_turn(clock, first, seconds=GONE_SECONDS)
     assert first.limit == LIMIT
@@ -268,14 +308,24 @@ def test_one_that_cannot_reach_the_store_takes_nothing_before_others_take_it_for
     assert (first.limit, second.limit) == (LIMIT // 2, LIMIT // 2)
 
 
-def test_a_store_that_keeps_one_waiting_counts_as_silence(opened: Store, clock: Clock) -> None:
-    first, second = Service(opened, clock, "first"), Service(opened, clock, "second")
+@pytest.mark.parametrize("slow_beat", [1, 2])
+def test_a_store_that_keeps_one_waiting_counts_as_silence(
+    opened: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch, slow_beat: int
+) -> None:
+    first, second, third = (Service(opened, clock, name) for name in ("first", "second", "third"))
     look_in_turn(clock, first, second)
-    clock.now += SILENT_SECONDS - 0.05
+    third.look()  # so that the second one has a second thing to say
+    monkeypatch.setattr("serving.peers.SILENT_SECONDS", 0.1)
     limits: list[int] = []
+    beats = 0
 
     class Slow(Services):
         def beat(self, *arguments: object, **more: object) -> tuple[bool, list[ServiceRecord]]:
+            nonlocal beats
+            beats += 1
+            if beats != slow_beat:
+                return super().beat(*arguments, **more)  # type: ignore[arg-type]
+
             async def wait() -> None:
                 async with asyncio.timeout(10):
                     while second.limit:
@@ -288,8 +338,24 @@ def test_a_store_that_keeps_one_waiting_counts_as_silence(opened: Store, clock: 
     second.peers._services = Slow(opened)
     second.look()
 
-    assert limits[0] == 0
-    assert second.limit == LIMIT // 2
+    assert limits == [0]
+    assert second.limit == Portion(1, 3).of(LIMIT)
+
+
+def test_threads_that_are_all_busy_do_not_keep_one_from_saying_that_it_is_there(opened: Store, clock: Clock) -> None:
+    only, free = Service(opened, clock, "only"), threading.Event()
+
+    async def look() -> None:
+        work = [asyncio.create_task(asyncio.to_thread(free.wait, 20)) for _ in range(64)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await only.peers.look()
+        free.set()
+        await asyncio.gather(*work)
+
+    asyncio.run(look())
+
+    assert only.limit == LIMIT
 
 
 def test_one_that_is_alone_takes_nothing_either_as_others_may_have_come(opened: Store, clock: Clock) -> None:

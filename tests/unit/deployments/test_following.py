@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import TypeVar
 import httpx
 import pytest
 
-from neuroweaver.deployments import DeploymentState
+from neuroweaver.deployments import DeploymentRecord, DeploymentState
 from neuroweaver.errors import StorageError
 from neuroweaver.services import NOTHING, Portion
 from serving.engine.protocol import EngineClosedError
@@ -30,7 +31,7 @@ class Two:
     def __init__(self, home: Path) -> None:
         self.theirs, self.ours = World(home), World(home)
         self.now = 0.0
-        self.following = Following(self.ours.fleet, clock=lambda: self.now)
+        self.following = Following(self.ours.fleet, 60, clock=lambda: self.now)
 
     def run(self, use: Use) -> None:
         async def both() -> None:
@@ -292,6 +293,58 @@ def test_one_that_starts_beside_others_joins_what_is_active_and_leaves_the_rest_
         assert [records.get(name).state for name in (active, lost, deploying, draining)] == [
             states.ACTIVE, states.ACTIVE, states.DEPLOYING, states.DRAINING,
         ]  # fmt: skip
+
+    two.run(use)
+
+
+def test_what_drains_for_ever_since_its_service_is_gone_is_stopped_in_the_end(two: Two) -> None:
+    async def use(theirs: httpx.AsyncClient, ours: httpx.AsyncClient) -> None:
+        name, engine, records = f"{SALES}@2", two.ours.engine, two.theirs.fleet.deployments
+        made = await deploy(theirs, name, 1)
+        await two.look()
+        engine.waiting[name] = asyncio.Event()
+        running = asyncio.create_task(ask(ours))
+        await until(_of(lambda: engine.running[name]), bool)
+        records.move(made, DeploymentState.DRAINING, "undeployed")  # and whoever was asked ends
+        await two.following.look()
+        two.now += 1000
+        await two.following.look()
+        assert records.get(made).state is DeploymentState.DRAINING
+
+        engine.waiting[name].set()
+        assert (await running).status_code == 200
+        await two.look()
+        await two.look()
+        two.now += 69
+        await two.look()
+        assert records.get(made).state is DeploymentState.DRAINING
+        two.now += 1
+        await two.look()
+        assert records.get(made).state is DeploymentState.STOPPED
+
+    two.run(use)
+
+
+def test_models_are_brought_up_one_after_the_other(two: Two) -> None:
+    async def use(theirs: httpx.AsyncClient, ours: httpx.AsyncClient) -> None:
+        at_once = most = 0
+        join = two.ours.fleet.join
+
+        def counted(record: DeploymentRecord) -> bool:
+            nonlocal at_once, most
+            at_once += 1
+            most = max(most, at_once)
+            time.sleep(0.02)
+            at_once -= 1
+            return join(record)
+
+        two.ours.fleet.join = counted  # type: ignore[method-assign]
+        for number in (2, 4, 5):
+            await deploy(theirs, f"{SALES}@{number}", 1)
+        await two.look()
+
+        assert most == 1
+        assert len(two.ours.fleet.live()) == 3
 
     two.run(use)
 
