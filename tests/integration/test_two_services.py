@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 
 from benchmarks import callers, stub_engine, stub_home
 from benchmarks.callers import Target
@@ -62,6 +63,7 @@ async def flooded(services: list[Served], headers: dict[str, str]) -> tuple[int,
     return most, [status for each in statuses for status in each]
 
 
+@pytest.mark.security(26)
 def test_two_services_keep_to_a_limit_together_follow_each_other_and_one_takes_over(tmp_path: Path) -> None:
     headers = stub_home.prepare(tmp_path, {1: 1.0}, max_concurrency=5)
     with stub_home.served(SERVICE, tmp_path, CORES) as first:

@@ -393,6 +393,7 @@ def test_a_last_word_that_cannot_be_said_is_logged(
 # anything at all
 
 
+@pytest.mark.security(26)
 @pytest.mark.parametrize("seed", range(8))
 def test_whoever_comes_goes_stops_and_is_cut_off_no_more_than_the_limit_is_taken(
     opened: Store, clock: Clock, seed: int

@@ -76,7 +76,7 @@ def test_a_service_says_what_is_wrong_with_it_before_its_engine_starts(
     (tmp_path / "serving.yaml").write_text("baek: 1\n")
     started: list[Settings] = []
     found = object.__new__(service.NeuroWeaver.inner)
-    found._stopping = False
+    found._stopping, found._peers = False, None
     found._start = started.append
 
     found._load()
