@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +66,20 @@ def test_the_settings_name_the_file_and_one_that_is_not_there_is_refused(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of BentoML, as it is imported
+def test_a_service_that_fails_tells_the_others_that_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from serving import service
+
+    monkeypatch.setattr(service, "front", service.Front())
+    left: list[str] = []
+    found = object.__new__(service.NeuroWeaver.inner)
+    found._peers = SimpleNamespace(leave=lambda: left.append("gone"))
+
+    found._fail("the engine was started too often")
+
+    assert left == ["gone"]
+    assert service.front.reason == "the engine was started too often"
+
+
 def test_a_service_says_what_is_wrong_with_it_before_its_engine_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
