@@ -51,3 +51,22 @@ def test_nothing_of_a_request_stays_when_it_is_answered() -> None:
         return statuses[0], left() is None
 
     assert asyncio.run(answered()) == (503, True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("exporter", [None, "zipkin"])
+def test_spans_are_made_where_bentoml_is_told_where_to_send_them(exporter: str | None) -> None:
+    from bentoml._internal.configuration.containers import BentoMLContainer
+    from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+    from serving.service import NeuroWeaver
+
+    configured = BentoMLContainer.tracing.exporter_type
+    configured.set(exporter)
+    try:
+        around = NeuroWeaver.to_asgi().app.user_middleware
+    finally:
+        configured.set(None)  # as it comes
+
+    found = [each.kwargs["exclude_spans"] for each in around if each.cls is OpenTelemetryMiddleware]
+    assert found == ([["receive", "send"]] if exporter else []), "of a request, and not of each of its messages"
