@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,19 +55,20 @@ def test_nothing_of_a_request_stays_when_it_is_answered() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("exporter", [None, "zipkin"])
-def test_spans_are_made_where_bentoml_is_told_where_to_send_them(exporter: str | None) -> None:
-    from bentoml._internal.configuration.containers import BentoMLContainer
+@pytest.mark.parametrize("exporter", ["zipkin", None])
+def test_spans_are_made_where_bentoml_is_told_where_to_send_them(
+    exporter: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 
     from serving.service import NeuroWeaver
 
-    configured = BentoMLContainer.tracing.exporter_type
-    configured.set(exporter)
-    try:
-        around = NeuroWeaver.to_asgi().app.user_middleware
-    finally:
-        configured.set(None)  # as it comes
+    if exporter is not None:
+        config = tmp_path / "bentoml.yaml"
+        config.write_text(f"services: {{neuroweaver: {{tracing: {{exporter_type: {exporter}}}}}}}\n", encoding="utf-8")
+        monkeypatch.setenv("BENTOML_CONFIG", str(config))
+
+    around = NeuroWeaver.to_asgi().app.user_middleware
 
     found = [each.kwargs["exclude_spans"] for each in around if each.cls is OpenTelemetryMiddleware]
     assert found == ([["receive", "send"]] if exporter else []), "of a request, and not of each of its messages"
