@@ -94,6 +94,10 @@ def look_in_turn(clock: Clock, *services: Service, seconds: float = 3 * BEAT_SEC
             service.look()
 
 
+def sleeping() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+
 # portions
 
 
@@ -191,7 +195,7 @@ def test_one_that_ends_without_a_word_is_reckoned_with_until_its_requests_must_b
 
 
 def test_one_of_this_host_is_known_to_have_ended_at_once(opened: Store, clock: Clock) -> None:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = sleeping()
     first = Service(opened, clock, "first", f"{socket.gethostname()}:{process.pid}")
     second = Service(opened, clock, "second", f"{socket.gethostname()}:{os.getpid()}")
     look_in_turn(clock, first, second)
@@ -207,7 +211,8 @@ def test_one_of_this_host_is_known_to_have_ended_at_once(opened: Store, clock: C
 def test_one_of_this_host_that_is_alive_and_says_nothing_is_taken_for_gone_in_the_end(
     opened: Store, clock: Clock
 ) -> None:
-    hanging = Service(opened, clock, "hanging", f"{socket.gethostname()}:{os.getppid()}")
+    process = sleeping()
+    hanging = Service(opened, clock, "hanging", f"{socket.gethostname()}:{process.pid}")
     other = Service(opened, clock, "other", f"{socket.gethostname()}:{os.getpid()}")
     hanging.look()
 
@@ -216,6 +221,8 @@ def test_one_of_this_host_that_is_alive_and_says_nothing_is_taken_for_gone_in_th
     look_in_turn(clock, other)
 
     assert other.limit == LIMIT
+    process.kill()
+    process.wait()
 
 
 def test_one_that_was_taken_for_gone_comes_anew_under_another_name(opened: Store, clock: Clock) -> None:
