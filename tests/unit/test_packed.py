@@ -116,7 +116,7 @@ def test_loss_and_gradients_equal_those_of_padded_rows_and_of_one_row_at_a_time(
     torch.manual_seed(3)
     weights = {name: weight for name, weight in peft_model.named_parameters() if weight.requires_grad}
     for weight in weights.values():
-        torch.nn.init.normal_(weight, std=0.3)  # LoRA begins at 0, where half of the gradients are 0 too
+        torch.nn.init.normal_(weight, std=0.1)  # LoRA begins at 0, where half of the gradients are 0 too
 
     def with_gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
         found = torch.autograd.grad(loss, list(weights.values()))
@@ -134,9 +134,8 @@ def test_loss_and_gradients_equal_those_of_padded_rows_and_of_one_row_at_a_time(
     for name, wanted in one_by_one.items():
         scale = wanted.abs().max().item()
         assert scale > 1e-3
-        rounded, ours = ((found[name].double() - wanted).abs().max().item() for found in (padded, end_to_end))
-        assert rounded <= 1e-4 * scale  # what float takes away, by transformers' own; how much is the processor's
-        assert ours <= max(2 * rounded, 1e-5 * scale)
+        for found in (padded, end_to_end):
+            torch.testing.assert_close(found[name].double(), wanted, rtol=1e-5, atol=1e-5 * scale)
 
 
 @pytest.mark.parametrize("config", PACKING.values(), ids=PACKING.keys())
