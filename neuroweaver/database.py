@@ -76,7 +76,7 @@ class Database:
 
     @contextlib.contextmanager
     def write_by_driver(self) -> Iterator[DriverTransaction]:
-        """The same for what every request writes: at a third of the time, without what SQLAlchemy does around it."""
+        """The same for what every request writes: without what SQLAlchemy does around it, which takes longer."""
         with self._described_errors(), self._turn(), contextlib.closing(self._engine.raw_connection()) as connection:
             cursor = connection.cursor()
             if self.file is not None:

@@ -17,7 +17,7 @@ from neuroweaver.routing.baking import RULES, BakeRules
 from neuroweaver.routing.candidates import PRODUCTION, Environment
 from neuroweaver.services import Portion
 from neuroweaver.users import LOCAL_USER, User
-from serving import deployable
+from serving import deployable, rounds
 from serving.catalog import Catalog, ServedModel, describe
 from serving.deployable import Fetch
 from serving.engine.protocol import Engine, EngineClosedError, EngineError
@@ -267,17 +267,10 @@ class Fleet:
                     self._catalog.add_deployed(live.model)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(_logged(work))
+        task = asyncio.create_task(rounds.logged(work, "a deployment could not be changed", _log))
         self._work.add(task)
         task.add_done_callback(self._work.discard)
 
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).splitlines() or ['no details'])[0]}"
-
-
-async def _logged(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        await work
-    except Exception as error:  # nobody waits for it
-        _log.error("a deployment could not be changed: %s: %s", type(error).__name__, error)

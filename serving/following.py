@@ -88,13 +88,6 @@ class Following:
             self._failed[record.id] = self._clock()
 
     def _begin(self, deployment_id: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(_logged(work))
+        task = asyncio.create_task(rounds.logged(work, "a deployment could not be followed", _log))
         self._work[deployment_id] = task
         task.add_done_callback(lambda _: self._work.pop(deployment_id, None))
-
-
-async def _logged(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        await work
-    except Exception as error:  # nobody waits for it
-        _log.error("a deployment could not be followed: %s: %s", type(error).__name__, error)

@@ -47,7 +47,7 @@ class Peers:
         self._gone: dict[str, int] = {}  # those that are to be forgotten, if this was their last beat
         self._there: tuple[str, ...] = ()  # by now, the oldest first
         self._reckons_with: frozenset[str] = frozenset((self.id,))
-        self._is_let_in = self._has_left = self._has_waited = False
+        self._is_let_in = self._is_silent = False
         self._beat = 0
         self._told_at = clock()
         self._telling = threading.Lock()
@@ -73,14 +73,14 @@ class Peers:
         Blocks; for the start. Raises what the store raises.
         """
         self._hear(*self._tell())
-        silent: set[str] = set()
+        silent, has_waited = set[str](), False
         while self._gone or (silent := {name for name in self._there if not self._heard[name].again} - {self.id}):
             if not self._gone:
-                if not self._has_waited:
+                if not has_waited:
                     _log.info(
                         "waiting for a sign of %d other services, %.0f s at most", len(silent), self._gone_seconds
                     )
-                self._has_waited = True
+                has_waited = True
                 sleep(_ASK_SECONDS)
             self._hear(*self._tell(self._gone))
         self._fleet.divide(self._portion())
@@ -98,10 +98,14 @@ class Peers:
         if before and set(before) != set(self._there):
             _log.info("%d services share the limits of deployments", len(self._there))
 
+    def fall_silent(self) -> None:
+        """Say nothing any more: others take its portion when what is under way here must be over."""
+        self._is_silent = True
+
     def leave(self) -> None:
         """The last word: nothing is under way any more. A store that can't be told is logged; others notice."""
         with self._telling:
-            self._has_left = True
+            self._is_silent = True
             try:
                 self._services.leave(self.id)
             except NeuroWeaverError as error:
@@ -123,8 +127,8 @@ class Peers:
     def _tell(self, gone: Mapping[str, int] | None = None) -> tuple[bool, list[ServiceRecord]]:
         """And forget those of `gone`, of whom was heard just now: their portions are taken, should they come back."""
         with self._telling:
-            if self._has_left:
-                raise NeuroWeaverError("this service has said that it goes")
+            if self._is_silent:
+                raise NeuroWeaverError("this service says nothing any more")
             asked = self._clock()
             self._reckons_with -= (gone or {}).keys()
             self._beat += 1

@@ -1,11 +1,11 @@
-"""Work of an event loop that is done again and again, whatever becomes of the store meanwhile."""
+"""Work of an event loop that nobody waits for: done again and again, whatever becomes of the store, or once."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import NoReturn
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, NoReturn
 
 from neuroweaver.errors import NeuroWeaverError
 
@@ -26,3 +26,11 @@ async def run(work: Callable[[], Awaitable[None]], seconds: float, trouble: str,
         else:
             failing = False
         await asyncio.sleep(seconds)
+
+
+async def logged(work: Coroutine[Any, Any, None], trouble: str, log: logging.Logger) -> None:
+    """Do `work` once; `trouble` says into `log` what went wrong, with the error."""
+    try:
+        await work
+    except Exception as error:
+        log.error("%s: %s: %s", trouble, type(error).__name__, error)

@@ -212,7 +212,7 @@ class NeuroWeaver:
         self._failed = True
         _log.error("%s", front.reason)
         if self._peers is not None:
-            self._peers.leave()
+            self._peers.fall_silent()  # upstreams may still be answering
 
     async def __is_alive__(self) -> bool:
         return not self._failed

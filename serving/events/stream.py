@@ -13,6 +13,7 @@ from neuroweaver.errors import UsageError
 from neuroweaver.events import EventLog
 from neuroweaver.settings import Settings
 from neuroweaver.users import User
+from serving import rounds
 from serving.auth.access import Access
 from serving.catalog import Catalog
 from serving.events.hub import Hub
@@ -61,7 +62,7 @@ class EventStream:
         works: list[Coroutine[Any, Any, None]] = [
             self.hub.run(), self._check_tokens(), *(each.run() for each in self._watches),
         ]  # fmt: skip
-        self._work = [asyncio.create_task(_logged(work)) for work in works]
+        self._work = [asyncio.create_task(rounds.logged(work, "the events have stopped", _log)) for work in works]
 
     async def stop(self) -> None:
         """Close all sockets, and let nobody in any more. More than one call does no harm."""
@@ -96,10 +97,3 @@ class EventStream:
             for session in tuple(self._sessions):
                 await session.check()
                 await asyncio.sleep(0)  # hundreds of signatures are not for one turn of the loop
-
-
-async def _logged(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        await work
-    except Exception as error:  # nobody waits for it
-        _log.error("the events have stopped: %s: %s", type(error).__name__, error)

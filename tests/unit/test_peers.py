@@ -238,12 +238,24 @@ def test_one_that_was_taken_for_gone_comes_anew_under_another_name(opened: Store
     assert (first.limit, second.limit) == (LIMIT, 0)
 
 
+def test_one_that_falls_silent_is_reckoned_with_until_its_requests_must_be_over(opened: Store, clock: Clock) -> None:
+    first, second = Service(opened, clock, "first"), Service(opened, clock, "second")
+    look_in_turn(clock, first, second)
+
+    first.peers.fall_silent()
+    look_in_turn(clock, second, seconds=GONE_SECONDS - BEAT_SECONDS)
+    assert second.limit == LIMIT // 2
+    look_in_turn(clock, second)
+
+    assert second.limit == LIMIT
+
+
 def test_the_last_word_is_the_last(opened: Store, clock: Clock) -> None:
     only = Service(opened, clock, "only")
     only.look()
     only.peers.leave()
 
-    with pytest.raises(NeuroWeaverError, match="has said that it goes"):
+    with pytest.raises(NeuroWeaverError, match="says nothing any more"):
         only.look()
 
     assert only.services.all() == []

@@ -66,17 +66,17 @@ def test_the_settings_name_the_file_and_one_that_is_not_there_is_refused(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of BentoML, as it is imported
-def test_a_service_that_fails_tells_the_others_that_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_fails_lets_others_take_its_portion_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     from serving import service
 
     monkeypatch.setattr(service, "front", service.Front())
-    left: list[str] = []
+    silent: list[bool] = []
     found = object.__new__(service.NeuroWeaver.inner)
-    found._peers = SimpleNamespace(leave=lambda: left.append("gone"))
+    found._peers = SimpleNamespace(fall_silent=lambda: silent.append(True))
 
     found._fail("the engine was started too often")
 
-    assert left == ["gone"]
+    assert silent == [True]
     assert service.front.reason == "the engine was started too often"
 
 
